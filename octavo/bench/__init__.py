@@ -1,0 +1,1 @@
+"""octavo bench: measure throughput, latency and serving with vllm bench's options."""

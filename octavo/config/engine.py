@@ -1,0 +1,58 @@
+"""What a person can ask of an engine; made once by the command line, LLM(...) or a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings that do not depend on the checkpoint. None means "decide from the model and the machine"."""
+
+    model: str | None = None
+    """A directory, a file or a hub id; None: the bundled pocket model."""
+    tokenizer: str | None = None
+    revision: str | None = None
+    tokenizer_revision: str | None = None
+    download_dir: str | None = None
+    hf_token: str | None = None
+    load_format: str = "auto"
+    """auto, safetensors, pt, dummy, npcache."""
+    dtype: str = "auto"
+    """auto, half, float16, bfloat16, float, float32."""
+    backend: str = "native"
+    """native, numpy or torch."""
+    hf_overrides: dict[str, Any] = msgspec.field(default_factory=dict)
+    trust_remote_code: bool = False
+    """Accepted, never needed: model folders are data."""
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    kv_cache_memory_bytes: int | None = None
+    memory_share: float = 0.5
+    """Without kv_cache_memory_bytes: at most this share of the memory free after loading goes to the cache."""
+    kv_cache_dtype: str = "auto"
+    num_blocks_override: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    enable_prefix_caching: bool = True
+    scheduling_policy: str = "fcfs"
+    max_queued_requests: int = 1024
+    max_queued_tokens: int = 4_000_000
+    max_logprobs: int = 20
+    chat_template: str | None = None
+    """A path or the template itself."""
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    generation_config: str = "auto"
+    """auto: from the model; vllm: Octavo's neutral defaults; else a folder."""
+    override_generation_config: dict[str, Any] = msgspec.field(default_factory=dict)
+    default_max_tokens: int | None = None
+    loop_guard: bool = True
+    add_bos_token: bool | None = None
+    skip_tokenizer_init: bool = False
+    tensor_parallel_size: int = 1
+    disable_log_stats: bool = False
+    quiet: bool = False
+    """No progress bars."""

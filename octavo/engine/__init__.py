@@ -1,0 +1,1 @@
+"""Scheduling over a paged KV cache: plan, run, commit. Pure Python, no tensors."""

@@ -1,0 +1,1 @@
+"""Module names that people type from vLLM's documentation."""

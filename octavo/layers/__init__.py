@@ -1,0 +1,1 @@
+"""Blocks that families assemble: declarations of Params and the ops that read them."""

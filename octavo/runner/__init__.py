@@ -1,0 +1,1 @@
+"""The tensor side of a step: arrays, forward, sampling."""

@@ -1,0 +1,1 @@
+"""The HTTP doors: each parses bytes into a Job and renders Events into bytes."""

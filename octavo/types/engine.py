@@ -1,0 +1,141 @@
+"""What crosses between the text side, the engine, the executor and the runner.
+
+All structs are frozen plain data (ints, floats, strings, tuples), so a thread, a process and a test are the
+same caller. Token ids are Python ints; log-probabilities are natural logarithms.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Resolved sampling of one sequence: everything decided, nothing left to default later.
+
+    Made by the text side from :class:`~octavo.types.sampling.SamplingParams`, the model's generation config
+    and the tokenizer. `temperature` 0 means greedy. `logprobs` and `prompt_logprobs`: None for none, 0 for
+    the chosen token only, k for the k best besides, -1 for the whole vocabulary.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps every token."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    """Always set: the request's own, or one drawn by the text side."""
+    eos_id: int | None = None
+    """The primary end token: ends with stop_reason None. None when ignore_eos."""
+    end_ids: tuple[int, ...] = ()
+    """Other end tokens and the user's stop_token_ids: end with the id as stop_reason."""
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_ids: tuple[int, ...] = ()
+    """Empty: every token is allowed."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that may not be completed."""
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence that the engine is asked to continue (a request with n > 1 becomes n of these)."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingSpec
+    arrival_s: float
+    """time.monotonic() at arrival."""
+    priority: int = 0
+    """Lower runs first; only with the priority policy."""
+    salt: str = ""
+    """Prefix-cache salt: sequences share blocks only under equal salts."""
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """How a sequence ended. `reason`: stop, length, abort, error or repetition (doors may rename)."""
+
+    reason: str
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities at one position: entry 0 is the chosen (or given) token, then the best, descending.
+
+    `ranks[i]` is 1 for the most likely token of the vocabulary.
+    """
+
+    ids: tuple[int, ...]
+    values: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+class TokenOut(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step produced for one sequence. The last one of a sequence carries `finish`."""
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """As long as `tokens` when asked for, else empty."""
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    """Whole prompt (entry 0 is None), on the output that carries the first token; else empty."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache (constant for a sequence)."""
+    finish: Finish | None = None
+
+
+class NewSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """A sequence that the runner has not seen, or that comes back after preemption."""
+
+    key: int
+    """Small integer that names the sequence in later plans; reused after `ended`."""
+    prompt_tokens: int
+    """How many of `tokens` are prompt (penalties count the rest as output)."""
+    tokens: tuple[int, ...]
+    """Prompt, and for a preempted sequence what it had generated."""
+    sampling: SamplingSpec
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One sequence's part of a step: compute `count` tokens from position `start`."""
+
+    key: int
+    start: int
+    count: int
+    new_blocks: tuple[int, ...]
+    """KV blocks appended to the sequence's block table before this step."""
+    sample: bool
+    """True when the last of these tokens is the newest: its logits give the next token."""
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One step, decided by the scheduler. `work` orders decodes and prefill chunks freely."""
+
+    new: tuple[NewSequence, ...] = ()
+    work: tuple[Work, ...] = ()
+    ended: tuple[int, ...] = ()
+    """Keys to forget before `new` is read."""
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """What a sequence got in a step; `tokens` is empty for a chunk that does not sample."""
+
+    key: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt positions start+1 .. start+count that lie inside the prompt, when asked for."""
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """The answers of a step in the order of the plan's work; times in seconds for the breakdown."""
+
+    sampled: tuple[Sampled, ...]
+    arrays_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0

@@ -1,0 +1,66 @@
+"""What crosses between a door (OpenAI, legacy, LLM, command line) and the pipeline.
+
+A door parses bytes into a :class:`Job` and renders :class:`Event` values into bytes. Every accepted job ends,
+for each of its sequences, in exactly one event with `finish`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from octavo.types.sampling import SamplingParams
+
+from octavo.types.engine import Finish, TokenLogprobs
+
+
+class Job(msgspec.Struct, kw_only=True, frozen=True):
+    """One request of a client: exactly one of `prompt`, `prompt_ids`, `messages` is given."""
+
+    id: str
+    sampling: SamplingParams
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    """Chat messages as the client sent them (role, content, ...)."""
+    chat: ChatOptions | None = None
+    add_special_tokens: bool = True
+    """For `prompt`: let the tokenizer add BOS and the like. A rendered chat never does unless asked."""
+    default_max_tokens: int | None = None
+    """When `sampling.max_tokens` is None: this, and when it is None too the rest of the context."""
+    priority: int = 0
+    salt: str = ""
+    model: str = ""
+
+
+class ChatOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """How to render `messages` with the chat template."""
+
+    template: str | None = None
+    """A caller's own template, already allowed by the door."""
+    tools: tuple[dict[str, Any], ...] | None = None
+    documents: tuple[dict[str, Any], ...] | None = None
+    kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """The first event of a job: the prompt as it was run."""
+
+    prompt: str | None
+    prompt_ids: tuple[int, ...]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """News of one sequence of a job. `text` is the new text only (a delta), never half a character."""
+
+    index: int
+    """Which of the n sequences."""
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    cached_tokens: int = 0
+    finish: Finish | None = None

@@ -1,0 +1,46 @@
+"""Snapshots for the log line, the metrics and the benchmark."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine at one moment. `*_total` only grow; seconds are summed over all steps since the start."""
+
+    running: int = 0
+    waiting: int = 0
+    blocks: int = 0
+    blocks_free: int = 0
+    block_size: int = 16
+    steps_total: int = 0
+    prompt_tokens_total: int = 0
+    """Prompt tokens computed (not those from the prefix cache)."""
+    generation_tokens_total: int = 0
+    preemptions_total: int = 0
+    prefix_queried_tokens_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    schedule_s: float = 0.0
+    arrays_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    commit_s: float = 0.0
+    output_s: float = 0.0
+
+    @property
+    def kv_used(self) -> float:
+        """Share of KV blocks in use, 0..1."""
+        return 1.0 - self.blocks_free / self.blocks if self.blocks else 0.0
+
+
+class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished sequence, for latency histograms; all times from time.monotonic(), in seconds."""
+
+    arrival_s: float
+    first_token_s: float | None
+    last_token_s: float | None
+    prompt_tokens: int
+    output_tokens: int
+    finish_reason: str
+    n: int = 1
+    max_tokens: int | None = None

@@ -1,0 +1,1 @@
+"""Where tensors come from: safetensors, pickle archives read weights-only, dummies, hubs."""
