@@ -32,7 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     memory_share: float = 0.5
-    """Without kv_cache_memory_bytes: at most this share of the memory free after loading goes to the cache."""
+    """Without kv_cache_memory_bytes: at most this share of the memory left after loading is cache."""
     kv_cache_dtype: str = "auto"
     num_blocks_override: int | None = None
     threads: int | None = None

@@ -53,7 +53,7 @@ class Rope:
     long_inv_freq: tuple[float, ...] | None = None
     long_magnitude: float | None = None
     dynamic_factor: float | None = None
-    """Dynamic NTK: base * (factor*length/switch_tokens - (factor-1)) ** (dim/(dim-2)) once length > switch."""
+    """Dynamic NTK: base * (factor*length/switch_tokens - (factor-1)) ** (dim/(dim-2)) beyond the switch."""
     base: float = 10000.0
 
     @property
@@ -163,7 +163,7 @@ class Ops(Protocol):
         """Column slices that together are x."""
 
     def rope_table(self, rope: Rope) -> Value:
-        """This step's cosines and sines [tokens, rotary_dim] (cos then sin), once a step per distinct rope."""
+        """This step's cosines and sines [tokens, rotary_dim] (cos then sin), made once a step."""
 
     def rotate(self, x: Value, table: Value, head_dim: int, interleaved: bool = False) -> Value:
         """Rotate the first rotary_dim of every head of x [tokens, heads*head_dim] by the table's angles."""

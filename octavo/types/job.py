@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from octavo.types.sampling import SamplingParams
 
 from octavo.types.engine import Finish, TokenLogprobs
+from octavo.types.sampling import SamplingParams
 
 
 class Job(msgspec.Struct, kw_only=True, frozen=True):
