@@ -1,0 +1,100 @@
+"""Where a model's Params stand in a checkpoint: tables from our module paths to the checkpoint's names.
+
+A table is written as a reader would say it: `"blocks.{i}.attention.qkv": "model.layers.{i}.self_attn.{q,k,v}_proj"`.
+`{i}` is the layer's number, braces with commas mean "these tensors, one below the other, in this order". The
+suffix (`weight`, `bias`) is not part of the table: it comes from the format.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from octavo.layers.base import Layer
+from octavo.ops.contract import Param
+
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the load pass reads for one Param: the tensors to stand one below the other.
+
+    `names[p]` are the spellings of part p, best first; the first that the checkpoint has is meant. Part p has the
+    shape `(rows[p], *param.shape[1:])`, or with `transpose` (a Conv1D's weight) that shape turned round.
+    """
+
+    names: tuple[tuple[str, ...], ...]
+    rows: tuple[int, ...]
+    transpose: bool = False
+
+    def shape(self, part: int, param: Param) -> tuple[int, ...]:
+        """The shape that the checkpoint must give part `part` of `param`."""
+        shape = (self.rows[part], *param.shape[1:])
+        return shape[::-1] if self.transpose else shape
+
+
+@dataclass(frozen=True)
+class Names:
+    """A family's names.
+
+    `table`: our path without its last word -> the checkpoint's. `roots`: spellings of the first word(s) of the
+    table's names, best first; the table is written with `roots[0]`, and a checkpoint of the bare model or of a
+    wrapper says another. `transposed`: our paths (last words) whose weights are stored [in, out]. `unused`: regular
+    expressions of tensors that may be left over without complaint; they match anywhere in the name.
+    """
+
+    table: dict[str, str]
+    roots: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
+    transposed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+
+
+def sources(model: Layer, param: Param, names: Names) -> Source:
+    """Where `param` (already named by declare) stands. KeyError when the family's table forgets it."""
+    module, _, suffix = param.name.rpartition(".")
+    number = _LAYER.search(f"{module}.")
+    key = _LAYER.sub(".{i}.", f"{module}.", count=1)[:-1] if number else module
+    written = names.table[key].replace("{i}", number.group(1) if number else "")
+    stems = _expand(written)
+    parts = param.parts if len(stems) > 1 else (param.shape[0],)
+    if len(parts) != len(stems):
+        raise KeyError(f"{param.name}: {len(parts)} parts, but {written} names {len(stems)} tensors")
+    extra = _tied_spellings(model, param, names)
+    spelled = tuple(_spell(f"{stem}.{suffix}", names.roots) + extra for stem in stems)
+    transpose = len(param.shape) == 2 and key.rsplit(".", 1)[-1] in names.transposed
+    return Source(spelled, parts, transpose)
+
+
+def may_be_unused(name: str, names: Names, tied: bool) -> bool:
+    """True for a checkpoint tensor that no Param reads and that nobody misses."""
+    if tied and name.endswith("lm_head.weight"):
+        return True
+    return any(re.search(pattern, name) for pattern in names.unused)
+
+
+def _expand(written: str) -> tuple[str, ...]:
+    found = _BRACES.search(written)
+    if not found:
+        return (written,)
+    head, tail = written[: found.start()], written[found.end() :]
+    return tuple(f"{head}{word}{tail}" for word in found.group(1).split(","))
+
+
+def _spell(name: str, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """All spellings of a name: under each root, or for a name outside the root (lm_head) each wrapper's prefix."""
+    if name.startswith(roots[0]):
+        rest = name[len(roots[0]) :]
+        return tuple(root + rest for root in roots)
+    return (name, f"language_model.{name}", f"model.{name}")
+
+
+def _tied_spellings(model: Layer, param: Param, names: Names) -> tuple[str, ...]:
+    """A tied table is found under the head's name when the checkpoint kept only that."""
+    head = getattr(model, "head", None)
+    if head is None or "head" not in names.table or getattr(head, "weight", None) is not param:
+        return ()
+    if param.name.startswith("head."):
+        return ()
+    return _spell(f"{names.table['head']}.weight", names.roots)
