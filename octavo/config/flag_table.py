@@ -1,0 +1,214 @@
+"""The flags that mean something: name, kind, where the value goes, and one line of help.
+
+`target` is ``engine.FIELD`` (:class:`~octavo.config.engine.EngineConfig`), ``server.FIELD`` (the server's
+settings), ``cli.NAME`` (the command itself) or ``rule.NAME`` (a rule in :mod:`octavo.config.flag_rules`). A
+``!`` before it turns a boolean around. Flags without a meaning here stand in :mod:`octavo.config.flag_names`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Flag(NamedTuple):
+    """One flag. `name` is written with hyphens and without the leading ``--``."""
+
+    name: str
+    kind: str
+    target: str
+    help: str
+    group: str = ""
+    aliases: tuple[str, ...] = ()
+    """Whole spellings: ``-tp``, ``--other-name``."""
+    choices: tuple[str, ...] = ()
+
+
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+TASKS = ("auto", "generate", "embedding", "embed", "classify", "score", "reward", "transcription", "draft")
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+_MODEL = (
+    Flag("model", "str", "engine.model", "Checkpoint: a directory, a file or a hub id."),
+    Flag("tokenizer", "str", "engine.tokenizer", "Tokenizer directory or hub id, when not the model's own."),
+    Flag("revision", "str", "engine.revision", "Branch, tag or commit of a hub model."),
+    Flag("tokenizer-revision", "str", "engine.tokenizer_revision", "The same for the tokenizer."),
+    Flag("download-dir", "str", "engine.download_dir", "Where downloads go, instead of the hub's cache."),
+    Flag(
+        "hf-token",
+        "maybe",
+        "rule.hf_token",
+        "Token for private hub models; alone: the one you logged in with.",
+    ),
+    Flag(
+        "load-format", "str", "rule.load_format", "auto, safetensors, pt, npcache or dummy (random weights)."
+    ),
+    Flag("dtype", "str", "engine.dtype", "Rounding of the activations; all work on any CPU.", choices=DTYPES),
+    Flag(
+        "hf-overrides",
+        "json",
+        "rule.hf_overrides",
+        "Replace keys of config.json.",
+        aliases=("--hf-override",),
+    ),
+    Flag("rope-scaling", "json", "rule.rope_scaling", "Older way to override rope scaling."),
+    Flag("rope-theta", "float", "rule.rope_theta", "Older way to override the rope base."),
+    Flag("trust-remote-code", "bool", "engine.trust_remote_code", "Accepted; model folders are only data."),
+    Flag(
+        "max-model-len", "length", "engine.max_model_len", "Longest prompt plus answer, in tokens, or auto."
+    ),
+    Flag(
+        "generation-config",
+        "str",
+        "engine.generation_config",
+        "auto (the model's), vllm (neutral) or a folder.",
+    ),
+    Flag(
+        "override-generation-config",
+        "json",
+        "engine.override_generation_config",
+        "Replace sampling defaults.",
+    ),
+    Flag("seed", "int", "engine.seed", "Seed of the engine; a request's own seed wins."),
+    Flag("device", "str", "rule.device", "auto or cpu; other names are accepted and run on the CPU."),
+    Flag("task", "str", "rule.task", "Only generate.", choices=TASKS),
+    Flag("skip-tokenizer-init", "bool", "engine.skip_tokenizer_init", "Token ids in and out, no text."),
+    Flag("add-bos-token", "bool", "engine.add_bos_token", "Force or forbid the beginning-of-text token."),
+)
+_ENGINE = (
+    Flag("max-num-seqs", "int", "engine.max_num_seqs", "Requests that run at the same time."),
+    Flag("max-num-batched-tokens", "int", "engine.max_num_batched_tokens", "Tokens computed in one step."),
+    Flag("max-num-queued-reqs", "int", "engine.max_queued_requests", "Waiting requests before 429."),
+    Flag("max-num-queued-tokens", "int", "engine.max_queued_tokens", "Waiting prompt tokens before 429."),
+    Flag(
+        "kv-cache-memory",
+        "size",
+        "engine.kv_cache_memory_bytes",
+        "Memory of the KV cache: 2GiB, 512MB.",
+        aliases=("--kv-cache-memory-bytes",),
+    ),
+    Flag("memory-share", "float", "rule.memory_share", "Otherwise: this share of the free memory, 0 to 1."),
+    Flag(
+        "gpu-memory-utilization", "float", "rule.gpu_memory", "vLLM's name; values below 0.5 lower the share."
+    ),
+    Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache."),
+    Flag("kv-cache-dtype", "str", "rule.kv_cache_dtype", "Number format of the KV cache."),
+    Flag("num-gpu-blocks-override", "int", "engine.num_blocks_override", "Exact number of KV blocks."),
+    Flag(
+        "enable-prefix-caching", "bool", "engine.enable_prefix_caching", "Share the KV of equal beginnings."
+    ),
+    Flag(
+        "scheduling-policy",
+        "str",
+        "engine.scheduling_policy",
+        "Who runs first.",
+        choices=("fcfs", "priority"),
+    ),
+    Flag("tensor-parallel-size", "int", "rule.tensor_parallel", "Reduced to 1 on one CPU.", aliases=("-tp",)),
+)
+_TEXT = (
+    Flag(
+        "chat-template",
+        "str",
+        "engine.chat_template",
+        "A Jinja file, a JSON file holding one, or the template.",
+    ),
+    Flag(
+        "default-chat-template-kwargs", "json", "engine.chat_template_kwargs", "Arguments for every template."
+    ),
+    Flag(
+        "trust-request-chat-template",
+        "bool",
+        "server.trust_request_chat_template",
+        "Take templates of clients.",
+    ),
+    Flag("response-role", "str", "server.response_role", "Role of answers (assistant)."),
+    Flag("max-logprobs", "int", "engine.max_logprobs", "Most logprobs a request may ask for; -1: no limit."),
+    Flag("logprobs-mode", "str", "rule.logprobs_mode", "What logprobs hold; only raw_logprobs."),
+    Flag("return-tokens-as-token-ids", "bool", "server.return_tokens_as_token_ids", "Tokens as token_id:N."),
+)
+_SERVER = (
+    Flag("host", "str", "server.host", "Address to listen on (127.0.0.1)."),
+    Flag("port", "int", "server.port", "Port to listen on (8000)."),
+    Flag("uds", "str", "server.uds", "A unix socket instead of host and port."),
+    Flag("served-model-name", "words", "server.served_names", "Names the API gives the model."),
+    Flag("api-key", "words", "server.api_keys", "Keys of which clients must send one."),
+    Flag(
+        "allowed-hosts",
+        "words",
+        "server.allowed_hosts",
+        "Host names accepted beside loopback's own; * for all.",
+    ),
+    Flag("allowed-origins", "words", "server.allowed_origins", "CORS: web pages that may call the server."),
+    Flag("allowed-methods", "words", "server.allowed_methods", "CORS: methods."),
+    Flag("allowed-headers", "words", "server.allowed_headers", "CORS: headers."),
+    Flag("allow-credentials", "bool", "server.allow_credentials", "CORS: cookies and the like."),
+    Flag("ssl-keyfile", "str", "server.ssl_keyfile", "TLS: private key."),
+    Flag("ssl-keyfile-password", "str", "server.ssl_keyfile_password", "TLS: its password."),
+    Flag("ssl-certfile", "str", "server.ssl_certfile", "TLS: certificate."),
+    Flag("ssl-ca-certs", "str", "server.ssl_ca_certs", "TLS: authorities that sign client certificates."),
+    Flag("ssl-cert-reqs", "int", "server.ssl_cert_reqs", "TLS: 0 none, 1 optional, 2 required."),
+    Flag("ssl-ciphers", "str", "server.ssl_ciphers", "TLS: cipher list."),
+    Flag("root-path", "str", "server.root_path", "Prefix that a proxy strips."),
+    Flag("disable-fastapi-docs", "bool", "server.disable_docs", "No /docs and /openapi.json."),
+    Flag("enable-request-id-headers", "bool", "server.enable_request_id_headers", "Echo X-Request-Id."),
+    Flag(
+        "enable-prompt-tokens-details",
+        "bool",
+        "server.enable_prompt_tokens_details",
+        "Cached tokens in usage.",
+    ),
+    Flag("enable-force-include-usage", "bool", "server.enable_force_include_usage", "Usage in every stream."),
+    Flag(
+        "sse-keep-alive-interval", "float", "server.sse_keep_alive_interval", "Seconds between keep-alives."
+    ),
+    Flag(
+        "shutdown-timeout",
+        "float",
+        "server.shutdown_timeout_s",
+        "Seconds that running requests may still take.",
+    ),
+)
+_LOG = (
+    Flag(
+        "uvicorn-log-level",
+        "str",
+        "server.uvicorn_log_level",
+        "Log level of the web server.",
+        choices=LOG_LEVELS,
+    ),
+    Flag("disable-uvicorn-access-log", "bool", "server.disable_access_log", "No line per request."),
+    Flag(
+        "enable-log-requests", "bool", "server.enable_log_requests", "Log what is asked (prompts included)."
+    ),
+    Flag("disable-log-stats", "bool", "engine.disable_log_stats", "No statistics line every 10 s."),
+)
+_OCTAVO = (
+    Flag(
+        "default-max-tokens", "int", "engine.default_max_tokens", "Answer length when a request names none."
+    ),
+    Flag("loop-guard", "bool", "engine.loop_guard", "End answers caught in an exact loop (on)."),
+    Flag("backend", "str", "engine.backend", "Who computes.", choices=("native", "numpy", "torch")),
+    Flag("threads", "int", "engine.threads", "Threads of the kernels; default: the free cores."),
+    Flag("quiet", "bool", "engine.quiet", "No progress bars."),
+    Flag("config", "str", "cli.config", "A YAML file with flags; those on the command line win."),
+    Flag("debug", "bool", "cli.debug", "Show tracebacks."),
+)
+GROUPS: tuple[tuple[str, str, tuple[Flag, ...]], ...] = (
+    ("model", "the checkpoint and how it is read", _MODEL),
+    ("engine", "memory, batching and scheduling", _ENGINE),
+    ("text", "chat templates and logprobs", _TEXT),
+    ("server", "the HTTP server", _SERVER),
+    ("log", "what is written to stderr", _LOG),
+    ("octavo", "Octavo's own", _OCTAVO),
+)
+"""(group, title, flags)."""
+
+LATER_GROUPS: tuple[tuple[str, str], ...] = (
+    ("gpu", "accepted without effect: GPU and compiler tuning"),
+    ("multi-node", "accepted without effect: more machines; counts above 1 are refused"),
+    ("later", "accepted without effect: not in this version"),
+    ("decided", "accepted without effect: decided from the checkpoint and the machine"),
+    ("niche", "accepted without effect: niche"),
+    ("older", "accepted without effect: flags of older vLLM releases"),
+)
+"""Groups of :data:`octavo.config.flag_names.ACCEPTED`."""
