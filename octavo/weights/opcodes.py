@@ -273,18 +273,9 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "parameter": _call_parameter,
     "tensor": _call_tensor,
 }
-_PUSH = frozenset(
-    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT")
-    + (
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-    )
-)
+_NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT"))
+_STRINGS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"))
+_PUSH = _NUMBERS | _STRINGS
 _PUT = frozenset(("BINPUT", "LONG_BINPUT", "PUT"))
 _GET = frozenset(("BINGET", "LONG_BINGET", "GET"))
 _CONSTANTS: dict[str, Callable[[], Any]] = {

@@ -2,8 +2,8 @@
 
 Since PyTorch 1.6 such a file is an uncompressed zip: `<name>/data.pkl` describes the tensors (see
 :mod:`octavo.weights.opcodes`), `<name>/data/<key>` holds each storage's bytes. The older form is a row of
-opcode streams (magic number, protocol, system facts, the object, the storage keys), then for each key its element
-count (i64) and bytes. Both are mapped: a tensor is a view of the file.
+opcode streams (magic number, protocol, system facts, the object, the storage keys), then for each key its
+element count (i64) and bytes. Both are mapped: a tensor is a view of the file.
 """
 
 from __future__ import annotations

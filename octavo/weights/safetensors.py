@@ -1,7 +1,7 @@
 """Reading safetensors files: own code, as numpy has no bfloat16 and a hostile header deserves a clear error.
 
 The format: 8 bytes (little-endian u64) header length, the header as JSON, then the tensors' bytes. The header
-maps each name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted from the end of the header;
+maps each name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets counted from the header's end;
 `__metadata__` is a map of strings. (https://huggingface.co/docs/safetensors, "Format".)
 """
 
@@ -145,8 +145,7 @@ def _entry(path: Path, name: str, spec: object, base: int) -> TensorEntry:
     expected, found = math.prod(shape) * numpy_dtype.itemsize, offsets[1] - offsets[0]
     if expected != found:
         raise CheckpointError(
-            f"{where} has shape {list(shape)} of {kind}, which is {expected} bytes, but its data_offsets span "
-            f"{found}."
+            f"{where} has shape {list(shape)} of {kind}: {expected} bytes, but its data_offsets span {found}."
         )
     return TensorEntry(name_of_dtype, numpy_dtype, shape, base + offsets[0], found)
 
@@ -182,8 +181,8 @@ def _check_ranges(path: Path, entries: dict[str, TensorEntry], file_bytes: int) 
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if entry.begin + entry.nbytes > file_bytes:
             raise CheckpointError(
-                f"{path} is truncated: tensor {_short(name)} needs it to have {entry.begin + entry.nbytes} bytes, "
-                f"found {file_bytes}.",
+                f"{path} is truncated: for tensor {_short(name)} it should have at least "
+                f"{entry.begin + entry.nbytes} bytes, found {file_bytes}.",
                 hint="Download it again.",
             )
         if entry.nbytes and entry.begin < end:

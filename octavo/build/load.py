@@ -1,0 +1,206 @@
+"""The load pass: every Param of a model once, from wherever its tensors stand, one at a time.
+
+A backend packs what it gets and lets it go; the file's pages are given back when the next Param is asked for,
+so that the peak while loading stays near one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import CheckpointError
+from octavo.layers.decoder import Decoder
+from octavo.models import names
+from octavo.models.names import Source
+from octavo.ops.contract import Param
+from octavo.ops.layouts import FLOATS, Dense, f32_to_bf16
+from octavo.weights.checkpoint import Checkpoint
+from octavo.weights.dummy import DummyWeights
+
+_CHUNK_ELEMENTS = 4 << 20
+"""Conversions go in pieces of this many elements, so that their temporaries stay small."""
+_LISTED = 5
+
+
+def load(
+    model: Decoder,
+    checkpoint: Checkpoint | DummyWeights,
+    dtype: str,
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> Iterator[tuple[Param, Dense]]:
+    """Every Param of `model` (named by declare) with its weights; `dtype` is the resolved --dtype.
+
+    Vectors come as float32. Matrices and tables keep their stored dtype, but what is stored wider than
+    `dtype` (float32 under bfloat16 or float16) is rounded to it. The arrays may be read-only views of the
+    file: pack or copy them before asking for the next item, lest their pages be read again. `on_bytes` gets
+    the bytes read since it was last called.
+
+    Raises CheckpointError at once for missing and left-over tensors, on the way for wrong shapes and dtypes.
+    """
+    params = [param for _, param in model.named_params()]
+    if isinstance(checkpoint, DummyWeights):
+        return _made(params, checkpoint, on_bytes)
+    wanted = [(param, names.sources(model, param)) for param in params]
+    return stream(wanted, checkpoint, dtype, lambda name: names.may_be_unused(model, name), on_bytes)
+
+
+def stream(
+    wanted: list[tuple[Param, Source]],
+    checkpoint: Checkpoint,
+    dtype: str,
+    may_be_unused: Callable[[str], bool],
+    on_bytes: Callable[[int], None],
+) -> Iterator[tuple[Param, Dense]]:
+    """`load` for Params whose sources are known."""
+    present = set(checkpoint.names())
+    found = [_Found(param, source, _find(source, present)) for param, source in wanted]
+    _refuse_missing(checkpoint.folder, found)
+    _refuse_left_over(checkpoint, present - {name for item in found for name in item.names}, may_be_unused)
+    return _read(found, checkpoint, dtype, on_bytes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A Param, where it should be, and the spelling under which each part was found (None: under none)."""
+
+    param: Param
+    source: Source
+    spelled: tuple[str | None, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.spelled if name is not None]
+
+
+def _find(source: Source, present: set[str]) -> tuple[str | None, ...]:
+    return tuple(next((name for name in spellings if name in present), None) for spellings in source.names)
+
+
+def _refuse_missing(folder: Path, found: list[_Found]) -> None:
+    missing = [(item, part) for item in found for part, name in enumerate(item.spelled) if name is None]
+    if not missing:
+        return
+    item, part = missing[0]
+    first, *others = item.source.names[part]
+    also = f" (nor as {', '.join(others)})" if others else ""
+    more = f" {len(missing) - 1} more are missing." if len(missing) > 1 else ""
+    raise CheckpointError(
+        f"Tensor {first} is missing from {folder}{also}; expected shape "
+        f"{_shape(item.source.shape(part, item.param))}.{more}",
+        hint="Is it the checkpoint that config.json describes, and is its download complete?",
+    )
+
+
+def _refuse_left_over(checkpoint: Checkpoint, unused: set[str], may_be_unused: Callable[[str], bool]) -> None:
+    strange = sorted(name for name in unused if not may_be_unused(name))
+    if not strange:
+        return
+    more = f" and {len(strange) - _LISTED} more" if len(strange) > _LISTED else ""
+    raise CheckpointError(
+        f"The model has no place for {len(strange)} of the tensors in {checkpoint.file_of(strange[0])}: "
+        f"{', '.join(strange[:_LISTED])}{more}.",
+        hint="Is it the checkpoint that config.json describes?",
+    )
+
+
+def _read(
+    found: list[_Found], checkpoint: Checkpoint, dtype: str, on_bytes: Callable[[int], None]
+) -> Iterator[tuple[Param, Dense]]:
+    for item in found:
+        parts = [_part(item, part, name, checkpoint) for part, name in enumerate(item.names)]
+        size = sum(part.nbytes for part in parts)
+        tensor = _converted(_joined(parts), item, dtype, checkpoint)
+        del parts
+        yield item.param, tensor
+        del tensor
+        for name in item.names:
+            checkpoint.release(name)
+        on_bytes(size)
+
+
+def _made(
+    params: list[Param], dummy: DummyWeights, on_bytes: Callable[[int], None]
+) -> Iterator[tuple[Param, Dense]]:
+    for param in params:
+        tensor = dummy.make(param)
+        size = tensor.nbytes
+        yield param, tensor
+        del tensor
+        on_bytes(size)
+
+
+def _part(item: _Found, part: int, name: str, checkpoint: Checkpoint) -> Dense:
+    """One tensor, checked, turned round if it is stored so."""
+    tensor = checkpoint.get(name)
+    expected = item.source.shape(part, item.param)
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"Tensor {name} in {checkpoint.file_of(name)} has shape {_shape(tensor.shape)}, expected "
+            f"{_shape(expected)}.",
+            hint="Does config.json belong to this checkpoint?",
+        )
+    if tensor.dtype not in FLOATS and tensor.dtype != "float64":
+        raise CheckpointError(
+            f"Tensor {name} in {checkpoint.file_of(name)} has the dtype {tensor.dtype}, expected one of "
+            f"{', '.join(FLOATS)}.",
+            hint="Quantized checkpoints need a quantization_config that Octavo reads.",
+        )
+    if tensor.dtype == "float64":
+        tensor = Dense(tensor.data.astype(np.float32), "float32")
+    return Dense(tensor.data.T, tensor.dtype) if item.source.transpose else tensor
+
+
+def _joined(parts: list[Dense]) -> Dense:
+    """The parts one below the other; of several dtypes float32 is the one that holds them all."""
+    if len(parts) == 1:
+        return parts[0]
+    kinds = {part.dtype for part in parts}
+    if len(kinds) == 1:
+        return Dense(np.concatenate([part.data for part in parts]), kinds.pop())
+    return Dense(np.concatenate([part.dequantize() for part in parts]), "float32")
+
+
+def _converted(tensor: Dense, item: _Found, dtype: str, checkpoint: Checkpoint) -> Dense:
+    """The dtype that `load` promises, contiguous."""
+    if item.param.kind == "vector":
+        return Dense(np.ascontiguousarray(tensor.dequantize()), "float32")
+    if tensor.dtype != "float32" or dtype == "float32":
+        return Dense(np.ascontiguousarray(tensor.data), tensor.dtype)
+    out: NDArray[Any] = np.empty(tensor.shape, dtype=FLOATS[dtype])
+    for start, stop in _row_chunks(tensor.shape):
+        out[start:stop] = _rounded(tensor.data[start:stop], item, dtype, checkpoint)
+    return Dense(out, dtype)
+
+
+def _row_chunks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    width = max(int(np.prod(shape[1:])), 1)
+    step = max(_CHUNK_ELEMENTS // width, 1)
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
+
+
+def _rounded(values: NDArray[Any], item: _Found, dtype: str, checkpoint: Checkpoint) -> NDArray[Any]:
+    """float32 to bfloat16 bits or float16. Infinities and NaN pass; a finite weight must stay finite."""
+    if dtype == "bfloat16":
+        return f32_to_bf16(values)
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    if (np.isinf(rounded) & np.isfinite(values)).any():
+        largest = float(np.abs(values[np.isfinite(values)]).max())
+        file = checkpoint.file_of(item.names[0])
+        raise CheckpointError(
+            f"Tensor {item.names[0]} in {file} holds {largest:g}, but the largest float16 is 65504.",
+            hint="Use --dtype bfloat16 or --dtype float32.",
+        )
+    return rounded
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return str(list(shape))
