@@ -11,11 +11,13 @@ class Layer:
     """A plain declaration. Its Params and child layers are found among its attributes; it holds no numbers."""
 
     def __call__(self, op: Ops, x: Value) -> Value:
-        """One pass; what x is, the layer says."""
-        raise TypeError(f"{type(self).__name__} is not called with a single value")
+        """One pass over a value: x [tokens, width] unless the layer says otherwise."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
 
     def children(self) -> Iterator[tuple[str, Layer]]:
-        """(name, layer) of each direct child in order of assignment; a list's members are `name.0`, `name.1`."""
+        """(name, layer) of each direct child in order of assignment; a list's members are `name.0`,
+        `name.1`.
+        """
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 yield name, value

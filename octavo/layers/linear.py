@@ -11,12 +11,14 @@ from octavo.ops.contract import Ops, Param, Value
 class Linear(Layer):
     """x [tokens, in] -> x @ weight.T + bias [tokens, sum(out)].
 
-    `out` may be several widths: matrices that read the same input stand in one Param, one below the other, and
-    :meth:`split` takes the result apart. `axis` is the axis that sharding cuts: 0 (each rank makes some of the
-    outputs) or 1 (each rank reads some of the inputs).
+    `out` may be several widths: matrices that read the same input stand in one Param, one below the other,
+    and :meth:`split` takes the result apart. `axis` is the axis that sharding cuts: 0 (each rank makes some
+    of the outputs) or 1 (each rank reads some of the inputs).
     """
 
-    def __init__(self, inner: int, out: int | Sequence[int], *, bias: bool = False, axis: int | None = 0) -> None:
+    def __init__(
+        self, inner: int, out: int | Sequence[int], *, bias: bool = False, axis: int | None = 0
+    ) -> None:
         self.widths = (out,) if isinstance(out, int) else tuple(out)
         rows = sum(self.widths)
         self.weight = Param((rows, inner), axis=axis, kind="matrix", parts=self.widths)
@@ -42,7 +44,9 @@ class Embedding(Layer):
 
 
 class TiedHead(Layer):
-    """The output matrix that is the embedding's table: the same Param, read once as rows and once as a matrix."""
+    """The output matrix that is the embedding's table: the same Param, read once as rows and once as a
+    matrix.
+    """
 
     def __init__(self, embedding: Embedding) -> None:
         self.weight = embedding.weight

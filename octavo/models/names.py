@@ -1,16 +1,18 @@
 """Where a model's Params stand in a checkpoint: tables from our module paths to the checkpoint's names.
 
-A table is written as a reader would say it: `"blocks.{i}.attention.qkv": "model.layers.{i}.self_attn.{q,k,v}_proj"`.
-`{i}` is the layer's number, braces with commas mean "these tensors, one below the other, in this order". The
-suffix (`weight`, `bias`) is not part of the table: it comes from the format.
+A table is written as a reader would say it: `"blocks.{i}.attention.qkv":
+"model.layers.{i}.self_attn.{q,k,v}_proj"`. `{i}` is the layer's number, braces with commas mean "these
+tensors, one below the other, in this order". The suffix (`weight`, `bias`) is not part of the table: it
+comes from the format.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from octavo.layers.base import Layer
+from octavo.layers.decoder import Decoder
+from octavo.models import registry
 from octavo.ops.contract import Param
 
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -21,8 +23,9 @@ _LAYER = re.compile(r"\.(\d+)\.")
 class Source:
     """What the load pass reads for one Param: the tensors to stand one below the other.
 
-    `names[p]` are the spellings of part p, best first; the first that the checkpoint has is meant. Part p has the
-    shape `(rows[p], *param.shape[1:])`, or with `transpose` (a Conv1D's weight) that shape turned round.
+    `names[p]` are the spellings of part p, best first; the first that the checkpoint has is meant. Part p
+    has the shape `(rows[p], *param.shape[1:])`, or with `transpose` (a Conv1D's weight) that shape turned
+    round.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -39,10 +42,11 @@ class Source:
 class Names:
     """A family's names.
 
-    `table`: our path without its last word -> the checkpoint's. `roots`: spellings of the first word(s) of the
-    table's names, best first; the table is written with `roots[0]`, and a checkpoint of the bare model or of a
-    wrapper says another. `transposed`: our paths (last words) whose weights are stored [in, out]. `unused`: regular
-    expressions of tensors that may be left over without complaint; they match anywhere in the name.
+    `table`: our path without its last word -> the checkpoint's. `roots`: spellings of the first word(s) of
+    the table's names, best first; the table is written with `roots[0]`, and a checkpoint of the bare model
+    or of a wrapper says another. `transposed`: our paths (last words) whose weights are stored [in, out].
+    `unused`: regular expressions of tensors that may be left over without complaint; they match anywhere in
+    the name.
     """
 
     table: dict[str, str]
@@ -50,9 +54,32 @@ class Names:
     transposed: tuple[str, ...] = ()
     unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
 
+    def but(self, table: dict[str, str], *, unused: tuple[str, ...] = ()) -> Names:
+        """These names with some replaced, and more tensors that may be left over."""
+        return replace(self, table={**self.table, **table}, unused=self.unused + unused)
 
-def sources(model: Layer, param: Param, names: Names) -> Source:
+
+LLAMA = Names(
+    {
+        "embed": "model.embed_tokens",
+        "blocks.{i}.attention_norm": "model.layers.{i}.input_layernorm",
+        "blocks.{i}.attention.qkv": "model.layers.{i}.self_attn.{q,k,v}_proj",
+        "blocks.{i}.attention.q_norm": "model.layers.{i}.self_attn.q_norm",
+        "blocks.{i}.attention.k_norm": "model.layers.{i}.self_attn.k_norm",
+        "blocks.{i}.attention.out": "model.layers.{i}.self_attn.o_proj",
+        "blocks.{i}.mlp_norm": "model.layers.{i}.post_attention_layernorm",
+        "blocks.{i}.mlp.gate_up": "model.layers.{i}.mlp.{gate,up}_proj",
+        "blocks.{i}.mlp.down": "model.layers.{i}.mlp.down_proj",
+        "norm": "model.norm",
+        "head": "lm_head",
+    }
+)
+"""The names that Llama made common; other families say what they change: `LLAMA.but({...})`."""
+
+
+def sources(model: Decoder, param: Param) -> Source:
     """Where `param` (already named by declare) stands. KeyError when the family's table forgets it."""
+    names = names_of(model)
     module, _, suffix = param.name.rpartition(".")
     number = _LAYER.search(f"{module}.")
     key = _LAYER.sub(".{i}.", f"{module}.", count=1)[:-1] if number else module
@@ -67,9 +94,15 @@ def sources(model: Layer, param: Param, names: Names) -> Source:
     return Source(spelled, parts, transpose)
 
 
-def may_be_unused(name: str, names: Names, tied: bool) -> bool:
+def names_of(model: Decoder) -> Names:
+    """The names of the model's family."""
+    return registry.lookup(model.arch.architecture).names
+
+
+def may_be_unused(model: Decoder, name: str) -> bool:
     """True for a checkpoint tensor that no Param reads and that nobody misses."""
-    if tied and name.endswith("lm_head.weight"):
+    names = names_of(model)
+    if model.arch.tied and name.endswith("lm_head.weight"):
         return True
     return any(re.search(pattern, name) for pattern in names.unused)
 
@@ -83,18 +116,17 @@ def _expand(written: str) -> tuple[str, ...]:
 
 
 def _spell(name: str, roots: tuple[str, ...]) -> tuple[str, ...]:
-    """All spellings of a name: under each root, or for a name outside the root (lm_head) each wrapper's prefix."""
+    """All spellings of a name: under each root, or for a name outside the root (lm_head) each wrapper's
+    prefix.
+    """
     if name.startswith(roots[0]):
         rest = name[len(roots[0]) :]
         return tuple(root + rest for root in roots)
     return (name, f"language_model.{name}", f"model.{name}")
 
 
-def _tied_spellings(model: Layer, param: Param, names: Names) -> tuple[str, ...]:
+def _tied_spellings(model: Decoder, param: Param, names: Names) -> tuple[str, ...]:
     """A tied table is found under the head's name when the checkpoint kept only that."""
-    head = getattr(model, "head", None)
-    if head is None or "head" not in names.table or getattr(head, "weight", None) is not param:
-        return ()
-    if param.name.startswith("head."):
+    if model.head.weight is not param or param.name.startswith("head."):
         return ()
     return _spell(f"{names.table['head']}.weight", names.roots)

@@ -1,0 +1,168 @@
+"""What config.json leaves out, family by family.
+
+The values are the defaults of transformers' config classes (a test compares them), written in the spelling of
+published checkpoints. A key that the table does not name has no default: config.json must give it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """How to read one family's config.json."""
+
+    model_type: str
+    defaults: dict[str, Any]
+    spelling: dict[str, str] = field(default_factory=dict)
+    """Our key -> the family's own key, read in its stead."""
+    layers: str = "full"
+    """Which layers look through a window when `layer_types` is absent: `full` none, `window` all, `qwen`
+    those from `max_window_layers` on if `use_sliding_window`, `pattern` all but every
+    `sliding_window_pattern`-th.
+    """
+    typed_layers: bool = True
+    """Whether `layer_types` is obeyed when present."""
+    rope: bool = True
+    local_theta: float | None = None
+    """The rope base of window layers, when it is another than that of the others."""
+    wrapped: bool = False
+    """The text model's configuration stands in `text_config`."""
+
+
+_COMMON: dict[str, Any] = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+_LLAMA = {
+    **_COMMON,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+}
+
+_QWEN2 = {
+    **_COMMON,
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
+_MISTRAL = {
+    **_COMMON,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+
+_GEMMA2 = {
+    **_COMMON,
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 2,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+
+_GEMMA3 = {
+    **_GEMMA2,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1_000_000.0,
+    "sliding_window_pattern": 6,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+
+_PHI3 = {
+    **_COMMON,
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "partial_rotary_factor": 1.0,
+}
+
+_GPT2 = {
+    "vocab_size": 50257,
+    "hidden_size": 768,
+    "intermediate_size": None,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "gelu_new",
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+
+_GPT2_SPELLING = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_act": "activation_function",
+    "max_position_embeddings": "n_positions",
+    "rms_norm_eps": "layer_norm_epsilon",
+}
+
+_GEMMA_SPELLING = {"hidden_act": "hidden_activation"}
+
+
+FAMILY_CONFIGS: dict[str, FamilyConfig] = {
+    "LlamaForCausalLM": FamilyConfig("llama", _LLAMA, typed_layers=False),
+    "Qwen2ForCausalLM": FamilyConfig("qwen2", _QWEN2, layers="qwen"),
+    "Qwen3ForCausalLM": FamilyConfig("qwen3", {**_QWEN2, "head_dim": 128}, layers="qwen"),
+    "MistralForCausalLM": FamilyConfig("mistral", _MISTRAL, layers="window", typed_layers=False),
+    "Gemma2ForCausalLM": FamilyConfig("gemma2", _GEMMA2, _GEMMA_SPELLING, layers="pattern"),
+    "Gemma3ForCausalLM": FamilyConfig(
+        "gemma3_text", _GEMMA3, _GEMMA_SPELLING, layers="pattern", local_theta=10000.0
+    ),
+    "Gemma3ForConditionalGeneration": FamilyConfig(
+        "gemma3", _GEMMA3, _GEMMA_SPELLING, layers="pattern", local_theta=10000.0, wrapped=True
+    ),
+    "Phi3ForCausalLM": FamilyConfig("phi3", _PHI3, layers="window", typed_layers=False),
+    "GPT2LMHeadModel": FamilyConfig("gpt2", _GPT2, _GPT2_SPELLING, rope=False),
+}

@@ -1,0 +1,260 @@
+"""The NumPy ops: obvious and slow, the twin that every other backend is tested against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.contract import (
+    AttentionSpec,
+    Batch,
+    BatchValues,
+    Limits,
+    Ops,
+    Param,
+    Precision,
+    Rope,
+)
+from octavo.ops.layouts import FLOATS, Layout, bf16_to_f32, f32_to_bf16
+
+F32 = NDArray[Any]
+"""A float32 array (NumPy's types lose the width in arithmetic, so the checker is told less)."""
+
+
+class Model(Protocol):
+    """What a Runnable needs of a declared model."""
+
+    def __call__(self, op: Ops) -> Any: ...
+
+    def attention_specs(self) -> tuple[AttentionSpec, ...]: ...
+
+
+def store(values: F32, dtype: str) -> NDArray[Any]:
+    """float32 values as a cache keeps them: rounded to `dtype`, bfloat16 as its bits."""
+    return f32_to_bf16(values) if dtype == "bfloat16" else values.astype(FLOATS[dtype])
+
+
+def fetch(stored: NDArray[Any], dtype: str) -> F32:
+    """What :func:`store` kept, as float32."""
+    return bf16_to_f32(stored) if dtype == "bfloat16" else stored.astype(np.float32)
+
+
+class PagedCache:
+    """Keys and values of every layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype."""
+
+    def __init__(self, specs: Sequence[AttentionSpec], blocks: int, block_size: int, dtype: str) -> None:
+        self.dtype = dtype
+        self.block_size = block_size
+        shapes = [(blocks, block_size, spec.kv_heads, spec.head_dim) for spec in specs]
+        self.keys = [np.zeros(shape, FLOATS[dtype]) for shape in shapes]
+        self.values = [np.zeros(shape, FLOATS[dtype]) for shape in shapes]
+
+    def write(
+        self, layer: int, table: NDArray[np.int32], positions: NDArray[np.int32], k: F32, v: F32
+    ) -> None:
+        """Put k, v [n, kv_heads, head_dim] where `positions` of the sequence with block table `table` live."""
+        blocks, slots = table[positions // self.block_size], positions % self.block_size
+        self.keys[layer][blocks, slots] = store(k, self.dtype)
+        self.values[layer][blocks, slots] = store(v, self.dtype)
+
+    def read(self, layer: int, table: NDArray[np.int32], length: int) -> tuple[F32, F32]:
+        """Keys and values [length, kv_heads, head_dim] of positions 0 .. length-1."""
+        positions = np.arange(length)
+        blocks, slots = table[positions // self.block_size], positions % self.block_size
+        keys, values = self.keys[layer][blocks, slots], self.values[layer][blocks, slots]
+        return fetch(keys, self.dtype), fetch(values, self.dtype)
+
+
+def inverse_frequencies(rope: Rope, length: int) -> tuple[F32, float]:
+    """(inv_freq [rotary_dim / 2], magnitude) that hold for a token whose `rope_lens` entry is `length`."""
+    if rope.switch_tokens is None or length <= rope.switch_tokens:
+        return np.array(rope.inv_freq, np.float32), rope.magnitude
+    if rope.long_inv_freq is not None:
+        magnitude = rope.magnitude if rope.long_magnitude is None else rope.long_magnitude
+        return np.array(rope.long_inv_freq, np.float32), magnitude
+    if rope.dynamic_factor is None:
+        raise ValueError("a rope that switches needs long_inv_freq or dynamic_factor")
+    dim, factor = rope.rotary_dim, rope.dynamic_factor
+    base = rope.base * (factor * length / rope.switch_tokens - (factor - 1)) ** (dim / (dim - 2))
+    exponents = np.arange(0, dim, 2, dtype=np.float64) / dim
+    return (1 / (base**exponents)).astype(np.float32), rope.magnitude
+
+
+def activate(x: F32, kind: str) -> F32:
+    """Elementwise, float32. gelu_tanh: Hendrycks & Gimpel 2016; relu2: So et al. 2021."""
+    if kind == "silu":
+        # exp overflows to inf for very negative x, which gives the right limit, 0.
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(-x))
+    if kind == "quick_gelu":
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(np.float32(-1.702) * x))
+    if kind == "gelu":
+        erf = np.frompyfunc(math.erf, 1, 1)
+        return x * np.float32(0.5) * (1 + erf(x / math.sqrt(2.0)).astype(np.float32))
+    if kind == "gelu_tanh":
+        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
+        return np.float32(0.5) * x * (1 + np.tanh(inner))
+    if kind in ("relu", "relu2"):
+        positive = np.maximum(x, np.float32(0))
+        return positive if kind == "relu" else positive * positive
+    raise ValueError(f"unknown activation {kind}")
+
+
+class NumpyOps:
+    """One step's ops: contract.Ops over arrays. `weights` maps Param names to layouts."""
+
+    def __init__(
+        self, weights: Mapping[str, Layout], precision: Precision, cache: PagedCache | None, batch: Batch
+    ) -> None:
+        self.weights = weights
+        self.precision = precision
+        self.cache = cache
+        self.batch = batch
+        self.tables: dict[Rope, F32] = {}
+
+    def _weight(self, param: Param) -> F32:
+        return self.weights[param.name].dequantize()
+
+    def inputs(self) -> BatchValues:
+        return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
+
+    def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
+        return self._weight(table)[ids]
+
+    def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
+        if self.precision.activation == "bfloat16":
+            x = bf16_to_f32(f32_to_bf16(x))
+        y = x @ self._weight(weight).T
+        return y if bias is None else y + self._weight(bias)
+
+    def rms_norm(self, x: F32, weight: Param | None, eps: float, offset: float = 0.0) -> F32:
+        runs = x.reshape(*x.shape[:-1], -1, weight.shape[0] if weight else x.shape[-1])
+        y = runs / np.sqrt(np.mean(runs * runs, axis=-1, keepdims=True) + np.float32(eps))
+        if weight is not None:
+            y = y * (self._weight(weight) + np.float32(offset))
+        return y.reshape(x.shape)
+
+    def layer_norm(self, x: F32, weight: Param | None, bias: Param | None, eps: float) -> F32:
+        runs = x.reshape(*x.shape[:-1], -1, weight.shape[0] if weight else x.shape[-1])
+        centred = runs - runs.mean(axis=-1, keepdims=True)
+        y = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(eps))
+        y = y if weight is None else y * self._weight(weight)
+        y = y if bias is None else y + self._weight(bias)
+        return y.reshape(x.shape)
+
+    def add(self, x: F32, y: F32) -> F32:
+        return x + y
+
+    def mul(self, x: F32, y: F32) -> F32:
+        return x * y
+
+    def scale(self, x: F32, factor: float) -> F32:
+        return x * np.float32(factor)
+
+    def activation(self, x: F32, kind: str) -> F32:
+        return activate(x, kind)
+
+    def gated(self, x: F32, kind: str) -> F32:
+        half = x.shape[-1] // 2
+        return activate(x[:, :half], kind) * x[:, half:]
+
+    def split(self, x: F32, widths: Sequence[int]) -> tuple[F32, ...]:
+        ends = np.cumsum(widths)
+        if ends[-1] != x.shape[-1]:
+            raise ValueError(f"widths {tuple(widths)} do not add up to {x.shape[-1]}")
+        return tuple(np.split(x, ends[:-1], axis=-1))
+
+    def rope_table(self, rope: Rope) -> F32:
+        if rope not in self.tables:
+            half = rope.rotary_dim // 2
+            table = np.empty((self.batch.tokens, rope.rotary_dim), np.float32)
+            for length in np.unique(self.batch.rope_lens):
+                rows = self.batch.rope_lens == length
+                inv_freq, magnitude = inverse_frequencies(rope, int(length))
+                angles = self.batch.positions[rows].astype(np.float32)[:, None] * inv_freq
+                table[rows, :half] = np.cos(angles) * np.float32(magnitude)
+                table[rows, half:] = np.sin(angles) * np.float32(magnitude)
+            self.tables[rope] = table
+        return self.tables[rope]
+
+    def rotate(self, x: F32, table: F32, head_dim: int, interleaved: bool = False) -> F32:
+        half = table.shape[1] // 2
+        y = x.reshape(x.shape[0], -1, head_dim).copy()
+        first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if not interleaved:
+            first, second = slice(0, half), slice(half, 2 * half)
+        a, b = y[:, :, first].copy(), y[:, :, second].copy()
+        cos, sin = table[:, None, :half], table[:, None, half:]
+        y[:, :, first] = a * cos - b * sin
+        y[:, :, second] = b * cos + a * sin
+        return y.reshape(x.shape)
+
+    def attention(self, q: F32, k: F32, v: F32, spec: AttentionSpec) -> F32:
+        if self.cache is None:
+            raise ValueError("attention needs a cache: call allocate_cache first")
+        batch, out = self.batch, np.empty_like(q)
+        for s in range(len(batch.context_lens)):
+            rows = slice(int(batch.seq_starts[s]), int(batch.seq_starts[s + 1]))
+            positions, table = batch.positions[rows], batch.block_tables[s]
+            heads_of = (-1, spec.kv_heads, spec.head_dim)
+            self.cache.write(
+                spec.layer, table, positions, k[rows].reshape(heads_of), v[rows].reshape(heads_of)
+            )
+            keys, values = self.cache.read(spec.layer, table, int(batch.context_lens[s]))
+            queries = q[rows].reshape(-1, spec.heads, spec.head_dim)
+            out[rows] = attend(queries, keys, values, positions, spec).reshape(-1, q.shape[1])
+        return out
+
+    def softcap(self, x: F32, cap: float) -> F32:
+        return np.float32(cap) * np.tanh(x / np.float32(cap))
+
+    def take(self, x: F32, rows: NDArray[np.int32]) -> F32:
+        return x[rows]
+
+
+def attend(q: F32, keys: F32, values: F32, positions: NDArray[np.int32], spec: AttentionSpec) -> F32:
+    """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys and values [length, kv_heads, dim]."""
+    group = spec.heads // spec.kv_heads
+    keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)
+    scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(spec.scale)
+    if spec.softcap is not None:
+        scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
+    behind = positions[:, None] - np.arange(len(keys))[None, :]
+    visible = behind >= 0
+    if spec.window is not None:
+        visible &= behind < spec.window
+    scores = np.where(visible, scores, np.float32(-np.inf))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", weights, values)
+
+
+class NumpyRunnable:
+    """A model bound to the NumPy ops. `tensors` maps Param names to layouts, kept in the checkpoint's
+    dtype.
+    """
+
+    def __init__(
+        self, model: Model, tensors: Mapping[str, Layout], precision: Precision, limits: Limits
+    ) -> None:
+        self.model = model
+        self.tensors = tensors
+        self.precision = precision
+        self.limits = limits
+        self.cache: PagedCache | None = None
+
+    def allocate_cache(self, blocks: int) -> None:
+        """(Re)allocate the KV cache: `blocks` blocks of Limits.block_size tokens in every layer."""
+        specs = self.model.attention_specs()
+        self.cache = PagedCache(specs, blocks, self.limits.block_size, self.precision.cache)
+
+    def forward(self, batch: Batch) -> F32:
+        """Logits [len(logit_rows), vocab]."""
+        ops = NumpyOps(self.tensors, self.precision, self.cache, batch)
+        logits: F32 = self.model(ops)
+        return logits
