@@ -1,0 +1,57 @@
+# Two commands for a stranger: `make demo` and `make test`. The environment is .venv; PYTHON picks the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.octavo
+SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml
+
+.PHONY: demo serve setup build fmt check test bench docs clean
+
+demo: $(STAMP)-base
+	$(BIN)/python tools/demo.py
+
+serve: $(STAMP)-base
+	$(BIN)/octavo serve
+
+# The base install: what a user gets, nothing more.
+$(STAMP)-base: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" "cmake>=3.18" ninja
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+	touch $@
+
+# The test install: PyTorch (CPU) and transformers are test-only.
+$(STAMP)-test: $(STAMP)-base
+	$(BIN)/pip install -q --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e ".[test,dev]"
+	touch $@
+
+setup: $(STAMP)-test
+
+build:
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+
+fmt: $(STAMP)-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/*.inl
+
+check: $(STAMP)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.h csrc/*.inl
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/forbidden.py
+
+test: $(STAMP)-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP)-base
+	$(BIN)/octavo bench latency
+	$(BIN)/octavo bench throughput
+
+docs: $(STAMP)-base
+	$(BIN)/python tools/docs.py
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,171 @@
+// The extension module octavo._native: the only file that knows Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "bind.h"
+#include "plan.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace octavo {
+namespace {
+
+using Array1 = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Array2 = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Anything = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using RefTuple = std::tuple<int, int64_t, int64_t>;
+
+Dtype dtype_of(const std::string& name) {
+  if (name == "float32") return Dtype::f32;
+  if (name == "float16") return Dtype::f16;
+  if (name == "bfloat16") return Dtype::bf16;
+  throw std::invalid_argument("octavo: no kernel for dtype " + name);
+}
+
+std::shared_ptr<Weight> pack_matrix(Pool& pool, const Anything& array, const std::string& dtype) {
+  const Dtype d = dtype_of(dtype);
+  if (array.ndim() != 2 || array.itemsize() != size_of(d))
+    throw std::invalid_argument("octavo: a matrix must be [rows, cols] of the dtype it names");
+  const void* data = array.data();
+  const auto rows = static_cast<int64_t>(array.shape(0)), cols = static_cast<int64_t>(array.shape(1));
+  if (rows <= 0 || cols <= 0) throw std::invalid_argument("octavo: an empty matrix");
+  nb::gil_scoped_release release;
+  return Weight::matrix(pool, data, d, rows, cols);
+}
+
+Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
+               std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
+               const std::array<int64_t, 3>& ints, int64_t cache) {
+  if (kind < 0 || kind > static_cast<int>(OpKind::take)) throw std::invalid_argument("octavo: no such op");
+  const auto ref = [](const RefTuple& r) { return Ref{std::get<0>(r), std::get<1>(r), std::get<2>(r)}; };
+  Node n;
+  n.kind = static_cast<OpKind>(kind);
+  if (in.size() > n.in.size()) throw std::invalid_argument("octavo: too many inputs");
+  for (size_t i = 0; i < in.size(); ++i) n.in[i] = ref(in[i]);
+  n.out = ref(out);
+  n.weight = std::move(weight);
+  n.bias = std::move(bias);
+  n.rope = std::move(rope);
+  n.a = floats[0];
+  n.b = floats[1];
+  n.i = ints[0];
+  n.j = ints[1];
+  n.k = ints[2];
+  n.cache = cache;
+  return n;
+}
+
+// Runs the step and returns a view of the logits [rows, vocab]: valid until the next run.
+nb::ndarray<nb::numpy, float, nb::ndim<2>> run_plan(const std::shared_ptr<Plan>& plan, const Array1& ids,
+                                                    const Array1& positions, const Array1& rope_lens,
+                                                    const Array1& seq_starts, const Array1& context_lens,
+                                                    const Array2& tables, const Array1& logit_rows) {
+  const size_t tokens = ids.shape(0), sequences = context_lens.shape(0);
+  if (positions.shape(0) != tokens || rope_lens.shape(0) != tokens || seq_starts.shape(0) != sequences + 1 ||
+      tables.shape(0) < sequences)
+    throw std::invalid_argument("octavo plan: the arrays of a step disagree in length");
+  const BatchArrays batch{ids.data(),
+                          positions.data(),
+                          rope_lens.data(),
+                          seq_starts.data(),
+                          context_lens.data(),
+                          tables.data(),
+                          logit_rows.data(),
+                          static_cast<int64_t>(tokens),
+                          static_cast<int64_t>(sequences),
+                          static_cast<int64_t>(logit_rows.shape(0)),
+                          static_cast<int64_t>(tables.shape(1))};
+  {
+    nb::gil_scoped_release release;
+    plan->run(batch);
+  }
+  const View logits = plan->logits();
+  const size_t shape[2] = {logit_rows.shape(0), static_cast<size_t>(logits.width)};
+  return nb::ndarray<nb::numpy, float, nb::ndim<2>>(logits.data, 2, shape, nb::cast(plan));
+}
+
+std::vector<std::string> isas() {
+  const Kernels* all[8];
+  const int n = list_kernels(all, 8);
+  std::vector<std::string> names;
+  for (int i = 0; i < n; ++i) names.emplace_back(all[i]->name);
+  return names;
+}
+
+}  // namespace
+}  // namespace octavo
+
+NB_MODULE(_native, m) {
+  using namespace octavo;
+  m.doc() = "Octavo's kernels and plan (see octavo/ops/native.py).";
+  m.def("isas", &isas, "Instruction sets that this machine runs, best first.");
+
+  nb::class_<Pool>(m, "Pool")
+      .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})
+      .def_prop_ro("size", &Pool::size);
+
+  nb::class_<Weight>(m, "Weight")
+      .def_static("matrix", &pack_matrix, "pool"_a, "array"_a, "dtype"_a)
+      .def_static("vector",
+                  [](nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> a) {
+                    return Weight::vector(a.data(), static_cast<int64_t>(a.shape(0)));
+                  })
+      .def_prop_ro("nbytes", &Weight::bytes);
+
+  nb::class_<RopeSpec>(m, "Rope").def(
+      "__init__",
+      [](RopeSpec* self, std::vector<float> inv_freq, std::vector<float> long_inv_freq, float magnitude,
+         float long_magnitude, float dynamic_factor, float base, int64_t switch_tokens) {
+        if (!long_inv_freq.empty() && long_inv_freq.size() != inv_freq.size())
+          throw std::invalid_argument("octavo: rope frequencies of two lengths");
+        new (self)
+            RopeSpec{std::move(inv_freq), std::move(long_inv_freq), magnitude, long_magnitude, dynamic_factor, base,
+                     switch_tokens};
+      },
+      "inv_freq"_a, "long_inv_freq"_a, "magnitude"_a, "long_magnitude"_a, "dynamic_factor"_a, "base"_a,
+      "switch_tokens"_a);
+
+  nb::class_<Plan>(m, "Plan")
+      .def(
+          "__init__",
+          [](Plan* self, std::shared_ptr<Pool> pool, const std::string& isa, int64_t tokens, int64_t sequences,
+             int64_t logit_rows, int64_t block_size, int64_t max_blocks, bool bf16, const std::string& cache) {
+            const Kernels* kernels = select_kernels(isa.c_str());
+            if (!kernels) throw std::invalid_argument("octavo: this machine cannot run the instruction set " + isa);
+            new (self) Plan(std::move(pool), kernels, {tokens, sequences, logit_rows, block_size, max_blocks}, bf16,
+                            dtype_of(cache));
+          },
+          "pool"_a, "isa"_a, "tokens"_a, "sequences"_a, "logit_rows"_a, "block_size"_a, "max_blocks"_a, "bf16"_a,
+          "cache"_a)
+      .def("slot", &Plan::slot, "width"_a, "logit_rows"_a)
+      .def("cache_layer", [](Plan& p, int kv_heads, int head_dim) { return p.cache_layer({kv_heads, head_dim}); })
+      .def(
+          "add",
+          [](Plan& p, int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
+             std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
+             const std::array<int64_t, 3>& ints, int64_t cache) {
+            p.add(make_node(kind, in, out, std::move(weight), std::move(bias), std::move(rope), floats, ints, cache));
+          },
+          "kind"_a, "inputs"_a, "out"_a, "weight"_a.none(), "bias"_a.none(), "rope"_a.none(), "floats"_a, "ints"_a,
+          "cache"_a)
+      .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
+      .def("run", &run_plan)
+      .def("profile", &Plan::profile)
+      .def("set_profiling", &Plan::set_profiling)
+      .def_prop_ro("vocab", &Plan::vocab)
+      .def_prop_ro("buffer_bytes", &Plan::buffer_bytes)
+      .def_prop_ro("cache_bytes", &Plan::cache_bytes);
+
+#if defined(OCTAVO_SAMPLER)
+  bind_sampler(m);
+#endif
+}

@@ -1,0 +1,8 @@
+// What the parts of the extension module register.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace octavo {
+void bind_sampler(nanobind::module_& m);
+}  // namespace octavo

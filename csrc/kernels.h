@@ -1,0 +1,111 @@
+// The table of kernels that one instruction set offers, and the plain structs they read.
+//
+// All activations are float32 rows with a stride. Kernels work on a range of rows, tiles or tasks, so that the
+// caller decides how the work is cut; nothing they compute depends on the cut.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace octavo {
+
+enum class Dtype : int { f32 = 0, f16 = 1, bf16 = 2 };
+inline size_t size_of(Dtype d) { return d == Dtype::f32 ? 4 : 2; }
+
+constexpr int kTile = 16;  // output rows of a weight tile, and keys of an attention step
+
+// A matrix [rows, cols] packed in tiles of 16 output rows; rows are padded with zeros to full tiles.
+//   f32: tile, k, row.   f16: the same with 2 bytes.   bf16: tile, k/2, row, (even k, odd k): a pair is 32 bits.
+struct PackedMatrix {
+  const void* data;
+  Dtype dtype;
+  int64_t rows, cols;
+  size_t tile_bytes() const {
+    const int64_t depth = dtype == Dtype::bf16 ? (cols + 1) / 2 * 2 : cols;
+    return static_cast<size_t>(depth) * kTile * size_of(dtype);
+  }
+  int64_t tiles() const { return (rows + kTile - 1) / kTile; }
+};
+
+struct View {
+  float* data;
+  int64_t stride;  // floats from row to row
+  int64_t width;
+  float* row(int64_t r) const { return data + r * stride; }
+};
+
+struct LinearArgs {
+  PackedMatrix weight;
+  const float* bias;  // [rows] or null
+  View out;           // [n, rows]
+  int64_t n;
+  const float* x;          // [n, x_stride] float32, or
+  const uint16_t* x_bf16;  // [n, x_stride] bf16 with an even, zero-padded width; used when not null
+  int64_t x_stride;
+};
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
+
+// Keys and values of one layer. Keys: [block][kv_head][head_dim][block_size], so that sixteen keys meet one
+// query in lanes and any head size works. Values: [block][kv_head][block_size][value_stride], padded to 16.
+struct CacheView {
+  void* keys;
+  void* values;
+  Dtype dtype;
+  int block_size, kv_heads, head_dim, value_stride;
+  int64_t key_block() const { return static_cast<int64_t>(kv_heads) * head_dim * block_size; }
+  int64_t value_block() const { return static_cast<int64_t>(kv_heads) * block_size * value_stride; }
+};
+
+struct AttentionArgs {
+  CacheView cache;
+  View q, k, v, out;
+  int heads;
+  float scale, softcap;  // softcap 0: none
+  int window;            // 0: none
+};
+
+// One sequence's part of a step: rows first_row .. first_row+rows-1 stand at positions first_pos ...
+struct SequenceSpan {
+  int first_row, rows, first_pos;
+  const int32_t* blocks;
+};
+
+struct Kernels {
+  const char* name;
+  bool bf16_dot;  // linear takes x_bf16 (otherwise inputs rounded to bf16 come as float32)
+  void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end);
+  void (*round_bf16)(const float* in, uint16_t* out, int64_t n);  // out padded to even with zero
+  void (*round_bf16_f32)(const float* in, float* out, int64_t n);
+  void (*rms_norm)(const float* x, float* out, const float* weight, float offset, float eps, int64_t group, int64_t n);
+  void (*layer_norm)(const float* x, float* out, const float* weight, const float* bias, float eps, int64_t group,
+                     int64_t n);
+  void (*add)(const float* x, const float* y, float* out, int64_t n);
+  void (*mul)(const float* x, const float* y, float* out, int64_t n);
+  void (*scale)(const float* x, float factor, float* out, int64_t n);
+  void (*activation)(const float* x, float* out, Activation kind, int64_t n);
+  void (*gated)(const float* gate, const float* up, float* out, Activation kind, int64_t n);
+  void (*softcap)(const float* x, float* out, float cap, int64_t n);
+  void (*rotate)(const float* x, float* out, const float* table, int rotary_dim, int head_dim, int heads,
+                 bool interleaved);
+  void (*write_kv)(const AttentionArgs&, const SequenceSpan&, int row);
+  // Query rows [row_begin, row_end) of the span for one KV head; scratch holds attend_scratch() floats.
+  void (*attend)(const AttentionArgs&, const SequenceSpan&, int kv_head, int row_begin, int row_end, float* scratch);
+  void (*matrix_row)(const PackedMatrix&, int64_t row, float* out);
+};
+
+// Floats of scratch that attend() needs for one task.
+inline size_t attend_scratch(int head_dim) { return 16 * (static_cast<size_t>(head_dim) + 64) * 2 + 64; }
+
+const Kernels* scalar_kernels();
+#if defined(OCTAVO_X86)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512bf16_kernels();
+#endif
+
+// The best table this machine can run, or the one `name` asks for (null when it cannot run here).
+const Kernels* select_kernels(const char* name = nullptr);
+int list_kernels(const Kernels** out, int capacity);
+
+}  // namespace octavo

@@ -1,0 +1,162 @@
+// A plan: the flat list of ops that one forward pass is, over preallocated buffers.
+//
+// Built once from the traced graph (octavo/ops/native.py), run once a step with the GIL released. Nothing is
+// allocated and nothing is looked up by name while it runs.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace octavo {
+
+// A weight in the form that the kernels read: a packed matrix, or a float32 vector.
+class Weight {
+ public:
+  // `source` is [rows, cols] row-major. Padding rows and columns are zero.
+  static std::shared_ptr<Weight> matrix(Pool& pool, const void* source, Dtype dtype, int64_t rows, int64_t cols);
+  static std::shared_ptr<Weight> vector(const float* source, int64_t n);
+
+  PackedMatrix packed() const { return {memory_.as<void>(), dtype_, rows_, cols_}; }
+  const float* values() const { return memory_.as<float>(); }
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  bool is_vector() const { return vector_; }
+  size_t bytes() const { return memory_.bytes(); }
+
+ private:
+  Memory memory_;
+  Dtype dtype_ = Dtype::f32;
+  int64_t rows_ = 0, cols_ = 0;
+  bool vector_ = false;
+};
+
+struct RopeSpec {
+  std::vector<float> inv_freq, long_inv_freq;
+  float magnitude = 1, long_magnitude = 1, dynamic_factor = 0, base = 10000;
+  int64_t switch_tokens = -1;  // -1: never
+};
+
+enum class OpKind : int {
+  embedding,
+  linear,
+  rms_norm,
+  layer_norm,
+  add,
+  mul,
+  scale,
+  activation,
+  gated,
+  rope_table,
+  rotate,
+  attention,
+  softcap,
+  take
+};
+
+// Columns [col, col + width) of a slot.
+struct Ref {
+  int slot = -1;
+  int64_t col = 0, width = 0;
+};
+
+struct Node {
+  OpKind kind;
+  std::array<Ref, 3> in;
+  Ref out;
+  std::shared_ptr<Weight> weight, bias;
+  float a = 0, b = 0;           // eps and offset; factor; cap; scale and softcap
+  int64_t i = 0, j = 0, k = 0;  // see Plan::check
+  int64_t cache = -1;
+  std::shared_ptr<RopeSpec> rope;
+};
+
+struct PlanLimits {
+  int64_t tokens, sequences, logit_rows, block_size, max_blocks;
+};
+
+struct BatchArrays {
+  const int32_t *token_ids, *positions, *rope_lens, *seq_starts, *context_lens, *block_tables, *logit_rows;
+  int64_t tokens, sequences, rows, table_stride;
+};
+
+struct CacheSpec {
+  int kv_heads, head_dim;
+};
+
+class Plan {
+ public:
+  Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, bool bf16_activations, Dtype cache);
+
+  // Slots hold `width` floats a row for every token, or for every logit row.
+  int slot(int64_t width, bool logit_rows);
+  int cache_layer(CacheSpec spec);
+  void add(Node node);
+  void allocate_cache(int64_t blocks);
+  // Runs every node; the logits stand in the last node's output. Throws std::invalid_argument on arrays that
+  // do not fit the limits, before anything is computed.
+  void run(const BatchArrays& batch);
+
+  View logits() const;
+  int64_t vocab() const { return nodes_.empty() ? 0 : nodes_.back().out.width; }
+  std::vector<std::pair<std::string, double>> profile() const;
+  void set_profiling(bool on);
+  size_t buffer_bytes() const;
+  size_t cache_bytes() const;
+
+ private:
+  struct Slot {
+    Memory memory;
+    int64_t width;
+    bool logit_rows;
+  };
+  struct Layer {
+    CacheSpec spec;
+    Memory keys, values;
+  };
+  struct AttendTask {
+    int sequence, row_begin, row_end;
+  };
+
+  View view(const Ref& ref) const;
+  int64_t rows_of(const Ref& ref) const;
+  void check(const Node& node) const;
+  void check(const BatchArrays& batch) const;
+  void prepare(const BatchArrays& batch);
+  void execute(const Node& node);
+  void embedding(const Node& node);
+  void linear(const Node& node);
+  void norm(const Node& node);
+  void elementwise(const Node& node);
+  void rope_table(const Node& node);
+  void rotate(const Node& node);
+  void attention(const Node& node);
+  void take(const Node& node);
+  template <class F>
+  void over_rows(int64_t rows, int64_t cost, F f);
+
+  std::shared_ptr<Pool> pool_;
+  const Kernels* kernels_;
+  PlanLimits limits_;
+  bool bf16_;
+  Dtype cache_dtype_;
+  std::vector<Slot> slots_;
+  std::vector<Layer> layers_;
+  std::vector<Node> nodes_;
+  int64_t blocks_ = 0, max_in_ = 0;
+  Memory rounded_;              // a linear's input, rounded to bf16
+  std::vector<float> scratch_;  // attention, one part a worker
+  size_t scratch_stride_ = 0;
+  BatchArrays batch_{};
+  std::vector<SequenceSpan> spans_;
+  std::vector<AttendTask> attend_tasks_;
+  bool profiling_ = false;
+  std::vector<double> seconds_;
+};
+
+}  // namespace octavo

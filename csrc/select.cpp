@@ -1,0 +1,64 @@
+// Which instruction sets this machine runs; decided once, at run time.
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(OCTAVO_X86)
+#include <cpuid.h>
+#endif
+
+namespace octavo {
+namespace {
+
+#if defined(OCTAVO_X86)
+struct Features {
+  bool avx2 = false, avx512 = false, avx512bf16 = false;
+};
+
+// CPUID leaves 1 and 7, and XCR0 for what the operating system saves (Intel SDM vol. 1, 13 and 14.3).
+Features detect() {
+  Features f;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+  const bool xsave = c & (1u << 27), avx = c & (1u << 28), fma = c & (1u << 12), f16c = c & (1u << 29);
+  if (!xsave || !avx) return f;
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  f.avx2 = ymm && fma && f16c && (b & (1u << 5));
+  const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
+  f.avx512 = f.avx2 && zmm && (b & f_dq_bw_vl) == f_dq_bw_vl;
+  unsigned a1;
+  if (f.avx512 && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = a1 & (1u << 5);
+  return f;
+}
+#endif
+
+}  // namespace
+
+int list_kernels(const Kernels** out, int capacity) {
+  int n = 0;
+  const auto put = [&](const Kernels* k) {
+    if (n < capacity) out[n++] = k;
+  };
+#if defined(OCTAVO_X86)
+  static const Features f = detect();
+  if (f.avx512bf16) put(avx512bf16_kernels());
+  if (f.avx512) put(avx512_kernels());
+  if (f.avx2) put(avx2_kernels());
+#endif
+  put(scalar_kernels());
+  return n;
+}
+
+const Kernels* select_kernels(const char* name) {
+  const Kernels* all[8];
+  const int n = list_kernels(all, 8);
+  if (!name || !*name) return all[0];
+  for (int i = 0; i < n; ++i)
+    if (std::strcmp(all[i]->name, name) == 0) return all[i];
+  return nullptr;
+}
+
+}  // namespace octavo
