@@ -8,7 +8,7 @@ from octavo.ops.contract import Ops, Param, Value
 
 
 class Layer:
-    """A plain declaration. Its Params and child layers are found among its attributes; it holds no numbers."""
+    """A plain declaration. Its Params and children are found among its attributes; it holds no numbers."""
 
     def __call__(self, op: Ops, x: Value) -> Value:
         """One pass over a value: x [tokens, width] unless the layer says otherwise."""

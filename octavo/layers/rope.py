@@ -84,7 +84,7 @@ class RopeParams:
 
 
 def rope(c: Arch, layer: int) -> Rope:
-    """The rotary embedding of one layer of an architecture; CheckpointError names a bad key of config.json."""
+    """The rotary embedding of one layer; CheckpointError names a bad key of config.json."""
     return make_rope(c.rope_values(layer), c.head_dim, c.max_positions, c.original_max_positions)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,7 +44,7 @@ def fetch(stored: NDArray[Any], dtype: str) -> F32:
 
 
 class PagedCache:
-    """Keys and values of every layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype."""
+    """Keys and values by layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype."""
 
     def __init__(self, specs: Sequence[AttentionSpec], blocks: int, block_size: int, dtype: str) -> None:
         self.dtype = dtype
@@ -56,7 +56,7 @@ class PagedCache:
     def write(
         self, layer: int, table: NDArray[np.int32], positions: NDArray[np.int32], k: F32, v: F32
     ) -> None:
-        """Put k, v [n, kv_heads, head_dim] where `positions` of the sequence with block table `table` live."""
+        """Put k, v [n, kv_heads, head_dim] where `positions` of a sequence with block table `table` live."""
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         self.keys[layer][blocks, slots] = store(k, self.dtype)
         self.values[layer][blocks, slots] = store(v, self.dtype)
@@ -84,25 +84,31 @@ def inverse_frequencies(rope: Rope, length: int) -> tuple[F32, float]:
     return (1 / (base**exponents)).astype(np.float32), rope.magnitude
 
 
-def activate(x: F32, kind: str) -> F32:
-    """Elementwise, float32. gelu_tanh: Hendrycks & Gimpel 2016; relu2: So et al. 2021."""
-    if kind == "silu":
-        # exp overflows to inf for very negative x, which gives the right limit, 0.
-        with np.errstate(over="ignore"):
-            return x / (1 + np.exp(-x))
-    if kind == "quick_gelu":
-        with np.errstate(over="ignore"):
-            return x / (1 + np.exp(np.float32(-1.702) * x))
-    if kind == "gelu":
-        erf = np.frompyfunc(math.erf, 1, 1)
-        return x * np.float32(0.5) * (1 + erf(x / math.sqrt(2.0)).astype(np.float32))
-    if kind == "gelu_tanh":
-        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
-        return np.float32(0.5) * x * (1 + np.tanh(inner))
-    if kind in ("relu", "relu2"):
-        positive = np.maximum(x, np.float32(0))
-        return positive if kind == "relu" else positive * positive
-    raise ValueError(f"unknown activation {kind}")
+def _sigmoid(x: F32) -> F32:
+    # exp overflows to inf for very negative x, which gives the right limit, 0.
+    with np.errstate(over="ignore"):
+        y: F32 = 1 / (1 + np.exp(-x))
+    return y
+
+
+def _erf(x: F32) -> F32:
+    values = np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64))
+    return np.asarray(values, dtype=np.float32)
+
+
+_ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
+    "silu": lambda x: x * _sigmoid(x),
+    "quick_gelu": lambda x: x * _sigmoid(np.float32(1.702) * x),
+    "gelu": lambda x: np.float32(0.5) * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))),
+    "gelu_tanh": lambda x: (
+        np.float32(0.5)
+        * x
+        * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    ),
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "relu2": lambda x: np.square(np.maximum(x, np.float32(0))),
+}
+"""gelu and gelu_tanh: Hendrycks & Gimpel 2016; relu2: So et al. 2021."""
 
 
 class NumpyOps:
@@ -124,20 +130,22 @@ class NumpyOps:
         return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
 
     def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
-        return self._weight(table)[ids]
+        return np.asarray(self._weight(table)[ids], np.float32)
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
         if self.precision.activation == "bfloat16":
             x = bf16_to_f32(f32_to_bf16(x))
         y = x @ self._weight(weight).T
-        return y if bias is None else y + self._weight(bias)
+        if bias is not None:
+            y = y + self._weight(bias)
+        return np.asarray(y, np.float32)
 
     def rms_norm(self, x: F32, weight: Param | None, eps: float, offset: float = 0.0) -> F32:
         runs = x.reshape(*x.shape[:-1], -1, weight.shape[0] if weight else x.shape[-1])
         y = runs / np.sqrt(np.mean(runs * runs, axis=-1, keepdims=True) + np.float32(eps))
         if weight is not None:
             y = y * (self._weight(weight) + np.float32(offset))
-        return y.reshape(x.shape)
+        return np.asarray(y.reshape(x.shape), np.float32)
 
     def layer_norm(self, x: F32, weight: Param | None, bias: Param | None, eps: float) -> F32:
         runs = x.reshape(*x.shape[:-1], -1, weight.shape[0] if weight else x.shape[-1])
@@ -145,7 +153,7 @@ class NumpyOps:
         y = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + np.float32(eps))
         y = y if weight is None else y * self._weight(weight)
         y = y if bias is None else y + self._weight(bias)
-        return y.reshape(x.shape)
+        return np.asarray(y.reshape(x.shape), np.float32)
 
     def add(self, x: F32, y: F32) -> F32:
         return x + y
@@ -157,11 +165,11 @@ class NumpyOps:
         return x * np.float32(factor)
 
     def activation(self, x: F32, kind: str) -> F32:
-        return activate(x, kind)
+        return _ACTIVATIONS[kind](x)
 
     def gated(self, x: F32, kind: str) -> F32:
         half = x.shape[-1] // 2
-        return activate(x[:, :half], kind) * x[:, half:]
+        return _ACTIVATIONS[kind](x[:, :half]) * x[:, half:]
 
     def split(self, x: F32, widths: Sequence[int]) -> tuple[F32, ...]:
         ends = np.cumsum(widths)
@@ -192,7 +200,7 @@ class NumpyOps:
         cos, sin = table[:, None, :half], table[:, None, half:]
         y[:, :, first] = a * cos - b * sin
         y[:, :, second] = b * cos + a * sin
-        return y.reshape(x.shape)
+        return np.asarray(y.reshape(x.shape), np.float32)
 
     def attention(self, q: F32, k: F32, v: F32, spec: AttentionSpec) -> F32:
         if self.cache is None:
@@ -211,7 +219,7 @@ class NumpyOps:
         return out
 
     def softcap(self, x: F32, cap: float) -> F32:
-        return np.float32(cap) * np.tanh(x / np.float32(cap))
+        return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), np.float32)
 
     def take(self, x: F32, rows: NDArray[np.int32]) -> F32:
         return x[rows]
@@ -231,7 +239,7 @@ def attend(q: F32, keys: F32, values: F32, positions: NDArray[np.int32], spec: A
     scores = np.where(visible, scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return np.einsum("hqk,khd->qhd", weights, values)
+    return np.asarray(np.einsum("hqk,khd->qhd", weights, values), np.float32)
 
 
 class NumpyRunnable:
