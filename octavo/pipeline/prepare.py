@@ -1,0 +1,379 @@
+"""From a Job to what the engine runs: render, tokenize, check, and decide every sampling value."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from octavo.config.generation import GenerationConfig
+from octavo.errors import BadRequest, PromptTooLong
+from octavo.pipeline.detokenizer import make_detokenizer
+from octavo.pipeline.output import SequenceText
+from octavo.pipeline.stop import EndTokens, LoopGuard, StopStrings
+from octavo.pipeline.template import ChatTemplate
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.types.engine import EngineRequest, SamplingSpec
+from octavo.types.job import ChatOptions, Job, Started
+from octavo.types.sampling import SamplingParams
+
+_MAX_LOGPROB_VALUES = 64_000_000
+"""Ceiling on log-probabilities in one answer (S9): about 1.5 GB as Python numbers, far above any real use."""
+_SEED_MASK = (1 << 63) - 1
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the doors may know of the model that is served."""
+
+    names: tuple[str, ...]
+    """Served names; the first is reported."""
+    max_model_len: int
+    """Prompt and answer together, in tokens."""
+    vocab_size: int
+    """Rows of the model's output; may be larger than the tokenizer's vocabulary."""
+    max_logprobs: int = 20
+    """-1: no limit."""
+    created: int = msgspec.field(default_factory=lambda: int(time.time()))
+    """Unix time at which the model was loaded."""
+    root: str = ""
+    """The folder or id that it was loaded from."""
+
+    @property
+    def name(self) -> str:
+        """The first served name."""
+        return self.names[0]
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A job ready to run: one request and one text state per sequence, in the order of their index."""
+
+    started: Started
+    requests: tuple[EngineRequest, ...]
+    texts: tuple[SequenceText, ...]
+    best_of: bool = False
+    """More sequences run than `n`: only the `n` best by cumulative log-probability are given out."""
+    n: int = 1
+    unbounded: bool = False
+    """The client named no max_tokens."""
+    strip_logprobs: bool = False
+    """Log-probabilities are there for best_of only: the client did not ask for them."""
+
+
+class Preparer:
+    """Pure and synchronous: the same for the server and for LLM, callable from any thread."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        generation: GenerationConfig,
+        info: ModelInfo,
+        *,
+        ends: EndTokens | None = None,
+        default_max_tokens: int | None = None,
+        loop_guard: bool = True,
+        seed: int | None = None,
+        truncation_side: str = "left",
+    ) -> None:
+        """`tokenizer` None: only token ids in and out. `ends` None: the generation config's and the tokenizer's.
+        `seed`: from which the seeds of requests without one are drawn; None takes the system's randomness.
+        `truncation_side`: where truncate_prompt_tokens cuts; ``left`` keeps the last tokens.
+        """
+        self.tokenizer = tokenizer
+        self.template = template
+        self.generation = generation
+        self.info = info
+        self.ends = ends if ends is not None else _plain_ends(tokenizer, generation)
+        self.default_max_tokens = default_max_tokens
+        self._loop_guard = loop_guard
+        self._keeps_last = truncation_side != "right"
+        self._random = random.Random(seed if seed is not None else secrets.randbits(63))
+        self._lock = threading.Lock()
+
+    def prepare(self, job: Job, arrival_s: float | None = None) -> Prepared:
+        """Everything that `job` needs to run. Raises BadRequest (with `param`) or PromptTooLong.
+
+        `arrival_s` is time.monotonic() at arrival, now when None.
+        """
+        started = self.encode(job)
+        sampling = job.sampling
+        max_tokens, unbounded = self._max_tokens(job, len(started.prompt_ids))
+        count = max(sampling.n, sampling.best_of or 0)
+        seed = self._seed(sampling)
+        spec = self._spec(sampling, max_tokens, len(started.prompt_ids), count, seed)
+        arrival = time.monotonic() if arrival_s is None else arrival_s
+        requests = tuple(
+            EngineRequest(
+                id=job.id if count == 1 else f"{job.id}-{i}",
+                prompt=started.prompt_ids,
+                sampling=spec if i == 0 else msgspec.structs.replace(spec, seed=(seed + i) & _SEED_MASK),
+                arrival_s=arrival,
+                priority=job.priority,
+                salt=job.salt,
+            )
+            for i in range(count)
+        )
+        texts = tuple(
+            self._text(i, sampling, started.prompt_ids, max_tokens, unbounded) for i in range(count)
+        )
+        return Prepared(
+            started=started,
+            requests=requests,
+            texts=texts,
+            best_of=count > sampling.n,
+            n=sampling.n,
+            unbounded=unbounded,
+            strip_logprobs=sampling.logprobs is None,
+        )
+
+    def encode(self, job: Job) -> Started:
+        """The prompt of `job` as text and ids, cut and checked. Raises BadRequest or PromptTooLong."""
+        text, ids = self._prompt(job)
+        ids = self._truncate(job.sampling, ids)
+        self.check_prompt(ids)
+        return Started(prompt=text, prompt_ids=tuple(ids))
+
+    def render(self, messages: Sequence[dict[str, object]], chat: ChatOptions | None = None) -> str:
+        """The text of a chat. Raises BadRequest when there is no template or it refuses the messages."""
+        if self.tokenizer is None:
+            raise BadRequest(
+                "Chat needs a tokenizer, but the server runs without one (--skip-tokenizer-init).",
+                hint="Send token ids to /v1/completions.",
+                param="messages",
+            )
+        chat = chat if chat is not None else ChatOptions()
+        template = self.template
+        if chat.template is not None:
+            template = ChatTemplate(chat.template)
+        if template is None:
+            raise BadRequest(
+                "This model has no chat template (it may be a base model).",
+                hint="Use /v1/completions, or start with --chat-template FILE.",
+                param="messages",
+            )
+        return template.render(messages, chat, self.tokenizer.special_tokens_map)
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse an empty prompt, ids outside the vocabulary, and one that leaves no room for an answer."""
+        if not ids:
+            raise BadRequest("The prompt is empty.", hint="Send at least one token.", param="prompt")
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.info.vocab_size:
+            bad = low if low < 0 else high
+            raise BadRequest(
+                f"Token id {bad} is out of vocabulary: ids go from 0 to {self.info.vocab_size - 1}.",
+                param="prompt",
+            )
+        limit = self.info.max_model_len - 1
+        if len(ids) > limit:
+            raise PromptTooLong(
+                len(ids),
+                limit,
+                hint=f"The context of {self.info.max_model_len} tokens holds prompt and answer. "
+                "Shorten the prompt, send truncate_prompt_tokens, or start with a larger --max-model-len.",
+            )
+
+    def _prompt(self, job: Job) -> tuple[str | None, Sequence[int]]:
+        """(text, ids) before any cut."""
+        if job.prompt_ids is not None:
+            return job.prompt, job.prompt_ids
+        chat = job.chat if job.chat is not None else ChatOptions()
+        if job.messages is not None:
+            text, special = self.render(job.messages, chat), chat.add_special_tokens
+        elif job.prompt is not None:
+            text, special = job.prompt, job.add_special_tokens
+        else:
+            raise BadRequest("There is no prompt.", param="prompt")
+        if self.tokenizer is None:
+            raise BadRequest(
+                "A text prompt needs a tokenizer, but the server runs without one (--skip-tokenizer-init).",
+                hint="Send token ids.",
+                param="prompt",
+            )
+        return text, self.encode_text(text, special)
+
+    def encode_text(self, text: str, add_special_tokens: bool) -> Sequence[int]:
+        """Ids of a text that may reach the tokenizer: refuses what is surely too long before working on it."""
+        if self.tokenizer is None:
+            raise BadRequest("There is no tokenizer (--skip-tokenizer-init).", param="prompt")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRequest(
+                f"The prompt is not valid Unicode: a lone surrogate at character {error.start}.",
+                param="prompt",
+            ) from None
+        return self.tokenizer.encode(text, add_special_tokens)
+
+    def _truncate(self, sampling: SamplingParams, ids: Sequence[int]) -> Sequence[int]:
+        """Apply truncate_prompt_tokens; -1 means what the context holds beside the answer."""
+        limit = sampling.truncate_prompt_tokens
+        if limit is None:
+            return ids
+        if limit == -1:
+            limit = self.info.max_model_len - max(1, sampling.max_tokens or 1)
+        if not 1 <= limit < self.info.max_model_len:
+            raise BadRequest(
+                f"truncate_prompt_tokens={sampling.truncate_prompt_tokens} leaves no usable prompt in a context of "
+                f"{self.info.max_model_len} tokens.",
+                hint=f"Use 1..{self.info.max_model_len - 1}, or -1 with a smaller max_tokens.",
+                param="truncate_prompt_tokens",
+            )
+        return ids[-limit:] if self._keeps_last else ids[:limit]
+
+    def _max_tokens(self, job: Job, prompt_tokens: int) -> tuple[int, bool]:
+        """(tokens that may be generated, whether the client left it open). More than fits is cut silently."""
+        room = self.info.max_model_len - prompt_tokens
+        wanted = job.sampling.max_tokens
+        if wanted is None:
+            default = (
+                job.default_max_tokens if job.default_max_tokens is not None else self.default_max_tokens
+            )
+            return (room if default is None else min(room, default)), True
+        if wanted > self.info.max_model_len:
+            raise BadRequest(
+                f"max_tokens={wanted} is more than the context of {self.info.max_model_len} tokens.",
+                hint=f"Ask for at most {room} after this prompt of {prompt_tokens}.",
+                param="max_tokens",
+            )
+        return min(room, wanted), False
+
+    def _spec(
+        self, params: SamplingParams, max_tokens: int, prompt_tokens: int, count: int, seed: int
+    ) -> SamplingSpec:
+        """Every sampling value, decided and checked against the vocabulary."""
+        vocab = self.info.vocab_size
+        logprobs = self._logprobs("logprobs", params.logprobs)
+        prompt_logprobs = self._logprobs("prompt_logprobs", params.prompt_logprobs)
+        values = _values(logprobs, vocab) * max_tokens + _values(prompt_logprobs, vocab) * prompt_tokens
+        if values * count > _MAX_LOGPROB_VALUES:
+            raise BadRequest(
+                f"This asks for {values * count} log-probabilities; the limit is {_MAX_LOGPROB_VALUES}.",
+                hint="Lower logprobs, prompt_logprobs, max_tokens or n.",
+                param="logprobs",
+            )
+        if logprobs is None and count > params.n:
+            logprobs = 0
+        stop_ids = _in_vocab("stop_token_ids", params.stop_token_ids or (), vocab)
+        ends = EndTokens(None) if params.ignore_eos else self.ends
+        return SamplingSpec(
+            max_tokens=max(1, max_tokens),
+            min_tokens=min(params.min_tokens, max_tokens),
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=min(params.top_k, vocab) if params.top_k > 0 else 0,
+            min_p=params.min_p,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            repetition_penalty=params.repetition_penalty,
+            seed=seed,
+            eos_id=ends.primary,
+            end_ids=tuple(dict.fromkeys((*stop_ids, *ends.others))),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            logit_bias=self._bias(params),
+            allowed_ids=tuple(
+                dict.fromkeys(_in_vocab("allowed_token_ids", params.allowed_token_ids or (), vocab))
+            ),
+            bad_words=self._bad_words(params.bad_words or ()),
+        )
+
+    def _logprobs(self, name: str, value: int | None) -> int | None:
+        """Check a count of log-probabilities against --max-logprobs."""
+        limit = self.info.max_logprobs
+        if value is None or limit == -1:
+            return value
+        asked = self.info.vocab_size if value == -1 else value
+        if asked > limit:
+            raise BadRequest(
+                f"{name}={value} asks for {asked} log-probabilities a token; this server gives at most {limit}.",
+                hint=f"Use at most {limit}, or start with --max-logprobs {asked}.",
+                param=name,
+            )
+        return value
+
+    def _bias(self, params: SamplingParams) -> tuple[tuple[int, float], ...]:
+        """logit_bias with ids in the vocabulary and values within OpenAI's ±100."""
+        bias = params.logit_bias or {}
+        _in_vocab("logit_bias", tuple(bias), self.info.vocab_size)
+        return tuple((i, max(-100.0, min(100.0, value))) for i, value in bias.items())
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token sequences of each word at the start of a text and after a space."""
+        if not words:
+            return ()
+        if self.tokenizer is None:
+            raise BadRequest("bad_words needs a tokenizer.", hint="Use logit_bias.", param="bad_words")
+        found: list[tuple[int, ...]] = []
+        for word in words:
+            bare = word.lstrip() or word
+            for text in (bare, " " + bare):
+                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+                if ids and max(ids) < self.info.vocab_size:
+                    found.append(ids)
+        return tuple(dict.fromkeys(found))
+
+    def _seed(self, params: SamplingParams) -> int:
+        """The request's seed as 63 bits, or one drawn for it."""
+        if params.seed is not None:
+            return params.seed & _SEED_MASK
+        with self._lock:
+            return self._random.getrandbits(63)
+
+    def _text(
+        self, index: int, params: SamplingParams, prompt: tuple[int, ...], max_tokens: int, unbounded: bool
+    ) -> SequenceText:
+        """The way back for sequence `index`."""
+        detokenizer = None
+        if self.tokenizer is not None and params.detokenize:
+            detokenizer = make_detokenizer(
+                self.tokenizer,
+                prompt,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+        strings = params.stop_strings
+        if strings and detokenizer is None:
+            raise BadRequest(
+                "Stop strings need the text of the answer.", hint="Use stop_token_ids instead.", param="stop"
+            )
+        return SequenceText(
+            index,
+            detokenizer=detokenizer,
+            stops=StopStrings(strings, params.include_stop_str_in_output) if strings else None,
+            guard=LoopGuard() if self._loop_guard and unbounded and not params.ignore_eos else None,
+            min_tokens=params.min_tokens,
+            keep_end_text=params.include_stop_str_in_output,
+            discard=max_tokens == 0,
+        )
+
+
+def _plain_ends(tokenizer: Tokenizer | None, generation: GenerationConfig) -> EndTokens:
+    """End tokens without a look at config.json and the template."""
+    primary = tokenizer.eos_id if tokenizer is not None else None
+    listed = generation.eos_ids
+    if primary is None and listed:
+        primary = listed[0]
+    return EndTokens(primary, tuple(i for i in listed if i != primary))
+
+
+def _values(k: int | None, vocab: int) -> int:
+    """Log-probabilities at one position when `k` are asked for."""
+    if k is None:
+        return 0
+    return vocab if k == -1 else k + 1
+
+
+def _in_vocab(name: str, ids: Sequence[int], vocab: int) -> Sequence[int]:
+    """`ids`, refused when one is outside the vocabulary."""
+    for i in ids:
+        if not 0 <= i < vocab:
+            raise BadRequest(
+                f"{name} has token id {i}, which is out of vocabulary: ids go from 0 to {vocab - 1}.",
+                param=name,
+            )
+    return ids

@@ -1,0 +1,371 @@
+"""The text side's hub: takes Jobs from the doors, gives them Events, and knows whether the engine is well.
+
+Lives on one asyncio event loop. The engine's thread hands over one list of outputs per step with one
+``call_soon_threadsafe``; everything else here runs on the loop, so there are no locks. Work on long texts
+(templates, tokenizing) goes to a small pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from octavo.errors import BadRequest, Unavailable
+from octavo.log import logger
+from octavo.pipeline import stream as streams
+from octavo.pipeline.client import EngineClient, Recorder
+from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
+from octavo.pipeline.stream import JobStream
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.types.engine import Finish, TokenOut
+from octavo.types.job import ChatOptions, Event, Job, Started
+from octavo.types.stats import EngineStats
+
+log = logger("octavo.pipeline.service")
+
+StatsLine = Callable[[EngineStats, float], str | None]
+"""(snapshot, time.monotonic()) to the periodic log line, None when there is nothing to say."""
+
+_INLINE_CHARS = 2_000
+"""Shorter texts are tokenized on the loop (tens of microseconds); the hop to a thread would cost more."""
+_LOG_INTERVAL_S = 10.0
+_SLOW_S = 30.0
+"""A request without max_tokens is warned about when it may take longer than this."""
+
+T = TypeVar("T")
+
+
+class Service:
+    """Runs jobs. Create it anywhere, ``start`` it on the event loop that will use it."""
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        client: EngineClient,
+        recorder: Recorder | None = None,
+        *,
+        stats_line: StatsLine | None = None,
+        log_interval_s: float = _LOG_INTERVAL_S,
+    ) -> None:
+        self.preparer = preparer
+        self._client = client
+        self._recorder = recorder
+        self._stats_line = stats_line
+        self._log_interval_s = log_interval_s
+        self._sequences: dict[str, streams.Sequence] = {}
+        self._jobs: dict[str, JobStream] = {}
+        self._serials = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._log_task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._draining = False
+        self._failure: str | None = None
+        self._speed = Speed()
+        self._warned_s = -1e9
+
+    @property
+    def info(self) -> ModelInfo:
+        """Names and limits of the model."""
+        return self.preparer.info
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, None under --skip-tokenizer-init."""
+        return self.preparer.tokenizer
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job would be taken now: started, not draining, engine alive."""
+        return self._loop is not None and not self._draining and self._failure is None and self._client.alive
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine died, None while it has not."""
+        if self._failure is None and self._loop is not None and not self._draining and not self._client.alive:
+            return "The engine is not running."
+        return self._failure
+
+    @property
+    def open_jobs(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._jobs)
+
+    def stats(self) -> EngineStats:
+        """The engine's snapshot."""
+        return self._client.stats()
+
+    async def start(self) -> None:
+        """Start the engine and the log line; call once, on the loop that will serve."""
+        self._loop = asyncio.get_running_loop()
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-text")
+        self._client.start(self._on_outputs, self._on_failure)
+        self._log_task = asyncio.create_task(self._log_forever())
+
+    async def submit(self, job: Job) -> JobStream:
+        """Take a job: its stream gives Started, then Events. Raises OctavoError when it is refused."""
+        self._check_ready()
+        if job.id in self._jobs:
+            raise BadRequest(f"A request with the id {job.id!r} is already running.", param="request_id")
+        arrival_s = time.monotonic()
+        prepared = await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
+        self._check_ready()
+        stream = JobStream(job.id, prepared, self._close)
+        self._register(stream)
+        try:
+            for request in prepared.requests:
+                self._client.submit(request)
+        except BaseException:
+            stream.close()
+            raise
+        if prepared.unbounded:
+            self._warn_unbounded(prepared)
+        return stream
+
+    def abort(self, job_id: str) -> bool:
+        """End a running job: its sequences finish with ``abort``. False when there is no such job."""
+        stream = self._jobs.get(job_id)
+        if stream is None:
+            return False
+        open_ids = [request.id for request in stream.prepared.requests if request.id in self._sequences]
+        self._client.abort(open_ids)
+        self._end(open_ids, Finish("abort"))
+        return True
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Take nothing more, let what runs finish for at most `drain_s` seconds, then abort the rest."""
+        self._draining = True
+        if self._jobs and drain_s > 0 and self._failure is None:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), drain_s)
+            except TimeoutError:
+                log.warning("Still running after %.0f s: %d requests; ending them.", drain_s, len(self._jobs))
+        for job_id in list(self._jobs):
+            self.abort(job_id)
+        if self._log_task is not None:
+            self._log_task.cancel()
+        if self._loop is not None:
+            await asyncio.to_thread(self._client.stop, 0.0)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def tokenize(
+        self,
+        *,
+        prompt: str | None = None,
+        messages: Sequence[dict[str, object]] | None = None,
+        chat: ChatOptions | None = None,
+        add_special_tokens: bool = True,
+    ) -> Started:
+        """The text and ids of a prompt or of messages, as a job would run them, without any limit on length."""
+        options = chat if chat is not None else ChatOptions()
+
+        def work() -> Started:
+            text, special = prompt or "", add_special_tokens
+            if messages is not None:
+                text, special = self.preparer.render(messages, options), options.add_special_tokens
+            return Started(prompt=text, prompt_ids=tuple(self.preparer.encode_text(text, special)))
+
+        size = len(prompt or "") if messages is None else _INLINE_CHARS
+        return await self._offload(size, work)
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included. Raises BadRequest for ids out of the vocabulary."""
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise BadRequest("There is no tokenizer (--skip-tokenizer-init).", param="tokens")
+        for i in ids:
+            if not 0 <= i < max(tokenizer.vocab_size, self.info.vocab_size):
+                raise BadRequest(f"Token id {i} is out of vocabulary.", param="tokens")
+        return await self._offload(len(ids), lambda: tokenizer.decode(ids))
+
+    async def _offload(self, size: int, work: Callable[[], T]) -> T:
+        """Run `work` here when the text is short, else on the pool."""
+        if size < _INLINE_CHARS or self._pool is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _check_ready(self) -> None:
+        if self._loop is None:
+            raise Unavailable("The server is still starting.", hint="Try again in a moment.")
+        if self._draining:
+            raise Unavailable("The server is shutting down.", hint="Try another one.")
+        if (failure := self.failure) is not None:
+            raise Unavailable(f"The engine has failed: {failure}", hint="Restart the server.")
+
+    def _register(self, stream: JobStream) -> None:
+        self._jobs[stream.id] = stream
+        for request, text in zip(stream.prepared.requests, stream.prepared.texts, strict=True):
+            self._sequences[request.id] = streams.Sequence(stream, text, request.id, next(self._serials))
+
+    def _on_outputs(self, outs: list[TokenOut]) -> None:
+        """Engine's thread: one hop for all outputs of a step."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, outs)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("Outputs after the event loop closed were dropped.")
+
+    def _on_failure(self, failure: BaseException | str) -> None:
+        """Engine's thread: the engine is dead."""
+        assert self._loop is not None
+        text = str(failure) or type(failure).__name__
+        try:
+            self._loop.call_soon_threadsafe(self._fail, text)
+        except RuntimeError:
+            log.error("The engine failed after the event loop closed: %s", text)
+
+    def _deliver(self, outs: list[TokenOut]) -> None:
+        """Turn a step's outputs into events; what the text side ended is aborted in the engine."""
+        now = time.monotonic()
+        ended: list[str] = []
+        tokens = 0
+        for out in outs:
+            sequence = self._sequences.get(out.id)
+            if sequence is None:
+                continue
+            try:
+                event = sequence.text.push(out)
+            except Exception:  # one request's text must not take the others with it
+                log.exception("Output of request %s could not be processed.", out.id)
+                event = sequence.text.fail(Finish("error", error="The output could not be processed."))
+                event = event or Event(index=sequence.text.index, finish=Finish("error"))
+            if event is None:
+                continue
+            if event.tokens:
+                tokens += len(event.tokens)
+                self._count(sequence, len(event.tokens), now)
+            if event.finish is not None:
+                if out.finish is None:
+                    ended.append(out.id)
+                self._finish(sequence, event)
+            else:
+                sequence.stream.put(event)
+        if ended:
+            self._client.abort(ended)
+        self._speed.step(tokens, len(outs), now)
+
+    def _count(self, sequence: streams.Sequence, tokens: int, now: float) -> None:
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+        sequence.last_token_s = now
+        if self._recorder is not None:
+            self._recorder.on_tokens(sequence.serial, tokens, now)
+
+    def _finish(self, sequence: streams.Sequence, event: Event) -> None:
+        """A sequence is over: forget it, tell the metrics, hand on its last event."""
+        assert event.finish is not None
+        self._sequences.pop(sequence.id, None)
+        stream = sequence.stream
+        stream.put(event)
+        if self._recorder is not None:
+            self._recorder.on_finish(sequence.times(event.finish.reason))
+        if stream.done:
+            self._forget(stream)
+
+    def _forget(self, stream: JobStream) -> None:
+        self._jobs.pop(stream.id, None)
+        if not self._jobs:
+            self._idle.set()
+
+    def _end(self, ids: Sequence[str], finish: Finish) -> None:
+        """End sequences from outside; their later outputs are ignored."""
+        for request_id in ids:
+            sequence = self._sequences.get(request_id)
+            if sequence is None:
+                continue
+            event = sequence.text.fail(finish) or Event(index=sequence.text.index, finish=finish)
+            self._finish(sequence, event)
+
+    def _close(self, stream: JobStream) -> None:
+        """The reader went away: abort what still runs."""
+        open_ids = [request.id for request in stream.prepared.requests if request.id in self._sequences]
+        if open_ids:
+            self._client.abort(open_ids)
+            self._end(open_ids, Finish("abort"))
+        self._forget(stream)
+
+    def _fail(self, failure: str) -> None:
+        """The engine died: everyone who waits gets an answer."""
+        self._failure = failure
+        log.error("The engine failed: %s", failure)
+        self._end(list(self._sequences), Finish("error", error=f"The engine failed: {failure}"))
+
+    def _warn_unbounded(self, prepared: Prepared) -> None:
+        """Say what a request without max_tokens may cost, when that is a lot; at most one line in 10 s."""
+        limit = prepared.requests[0].sampling.max_tokens
+        speed = self._speed.per_sequence
+        if speed is not None and limit / speed < _SLOW_S:
+            return
+        now = time.monotonic()
+        if now - self._warned_s < self._log_interval_s or limit < 256:
+            return
+        self._warned_s = now
+        about = (
+            f"about {limit / speed:.0f} s at the current speed"
+            if speed is not None
+            else "speed not known yet"
+        )
+        log.warning(
+            "A request has no max_tokens; up to %d tokens, %s. Set it in the request or with --default-max-tokens.",
+            limit,
+            about,
+        )
+
+    async def _log_forever(self) -> None:
+        """The periodic line."""
+        while True:
+            await asyncio.sleep(self._log_interval_s)
+            line = self.log_line(time.monotonic())
+            if line:
+                log.info("%s", line)
+
+    def log_line(self, now: float) -> str | None:
+        """The engine's line and the oldest request's age, tokens and speed; None when nothing is to be said."""
+        line = self._stats_line(self._client.stats(), now) if self._stats_line is not None else None
+        oldest = min(self._sequences.values(), key=lambda s: s.serial, default=None)
+        if oldest is None:
+            return line
+        age = now - oldest.stream.prepared.requests[0].arrival_s
+        count = oldest.text.count
+        speed = (
+            count / (now - oldest.first_token_s)
+            if oldest.first_token_s and now > oldest.first_token_s
+            else 0.0
+        )
+        request = f"oldest request {oldest.id}: {age:.0f} s, {count} tokens, {speed:.1f} tokens/s"
+        return f"{line}; {request}" if line else request
+
+
+class Speed:
+    """Tokens per second that one sequence gets, smoothed over the last steps."""
+
+    def __init__(self) -> None:
+        self.per_sequence: float | None = None
+        self._last_s: float | None = None
+
+    def step(self, tokens: int, sequences: int, now: float) -> None:
+        """A step ended at `now` with `tokens` for `sequences` sequences; pauses over 2 s count as idleness."""
+        last, self._last_s = self._last_s, now
+        if last is None or not tokens or not sequences or not 0 < now - last < 2.0:
+            return
+        speed = tokens / sequences / (now - last)
+        self.per_sequence = speed if self.per_sequence is None else 0.95 * self.per_sequence + 0.05 * speed
+
+
+def _size(job: Job) -> int:
+    """About how many characters `job` brings; a caller's own template always goes to the pool."""
+    if job.prompt is not None:
+        return len(job.prompt)
+    if job.messages is None:
+        return 0
+    if job.chat is not None and (job.chat.template is not None or job.chat.tools or job.chat.documents):
+        return _INLINE_CHARS
+    return sum(
+        len(content) if isinstance(content := m.get("content"), str) else _INLINE_CHARS for m in job.messages
+    )
