@@ -87,3 +87,9 @@ class OutOfMemory(OctavoError):
     """What was asked for does not fit in memory; the message holds the numbers and what would fit."""
 
     kind = "OutOfMemory"
+
+
+class StepFailed(OctavoError):
+    """A step ended in an exception, and the executor is fit to run the next one."""
+
+    kind = "EngineError"

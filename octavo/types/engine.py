@@ -130,6 +130,8 @@ class Sampled(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt positions start+1 .. start+count that lie inside the prompt, when asked for."""
+    error: str | None = None
+    """What went wrong with this sequence alone (logits that are not numbers); it ends with `error`."""
 
 
 class StepResult(msgspec.Struct, frozen=True):

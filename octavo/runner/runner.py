@@ -1,0 +1,130 @@
+"""The runner: plan to arrays, arrays to logits, logits to tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.contract import Limits, Runnable
+from octavo.runner.arrays import Arrays, Rows
+from octavo.types.engine import NewSequence, Sampled, SamplingSpec, StepPlan, StepResult, TokenLogprobs
+
+Logits = NDArray[np.float32]
+
+_BROKEN = "The model gave no usable logits (NaN) for this sequence."
+
+
+class Choice(Protocol):
+    """What the sampler gives for one row."""
+
+    @property
+    def token(self) -> int:
+        """The token; negative when the row's logits cannot be sampled."""
+
+    @property
+    def logprobs(self) -> TokenLogprobs | None: ...
+
+
+class RowSampler(Protocol):
+    """What the runner needs of a sampler: see runner.sampling.Sampler. A row is a sequence's key."""
+
+    def add(self, row: int, spec: SamplingSpec, prompt: Sequence[int], output: Sequence[int], /) -> None: ...
+
+    def remove(self, row: int, /) -> None: ...
+
+    def sample(self, logits: Logits, rows: Sequence[int], /) -> Sequence[Choice]:
+        """logits [n, vocab] -> one choice each; the token joins the row's history."""
+
+    def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int, /) -> list[TokenLogprobs]: ...
+
+
+class Runner:
+    """Runs plans on one bound model; keeps what the engine said of a sequence until its key has ended."""
+
+    def __init__(
+        self, model: Runnable, limits: Limits, vocab: int, sampler: RowSampler | None = None
+    ) -> None:
+        """`vocab`: width of the logits. `sampler`: None makes the native one."""
+        self._model = model
+        self._rows = Rows(limits)
+        self._sampler = _native_sampler(vocab, limits.sequences) if sampler is None else sampler
+        self._known: set[int] = set()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute one step. After an exception the sequences of the plan must be ended by their keys."""
+        begun = time.perf_counter()
+        for key in plan.ended:
+            self._forget(key)
+        for new in plan.new:
+            self._add(new)
+        if not plan.work:
+            return StepResult(())
+        arrays = self._rows.arrays(plan)
+        made = time.perf_counter()
+        logits = self._model.forward(arrays.batch)
+        computed = time.perf_counter()
+        sampled = self._answers(plan, arrays, logits)
+        done = time.perf_counter()
+        return StepResult(sampled, made - begun, computed - made, done - computed)
+
+    def _forget(self, key: int) -> None:
+        if key in self._known:
+            self._known.remove(key)
+            self._sampler.remove(key)
+
+    def _add(self, new: NewSequence) -> None:
+        self._forget(new.key)
+        self._rows.add(new)
+        prompt, output = new.tokens[: new.prompt_tokens], new.tokens[new.prompt_tokens :]
+        self._sampler.add(new.key, new.sampling, prompt, output)
+        self._known.add(new.key)
+
+    def _answers(self, plan: StepPlan, arrays: Arrays, logits: Logits) -> tuple[Sampled, ...]:
+        """Sample, and put each answer at its work's place."""
+        answers = [Sampled(item.key, ()) for item in plan.work]
+        for rows in arrays.prompts:
+            key = plan.work[rows.at].key
+            part = logits[rows.first : rows.first + len(rows.given)]
+            entries = self._sampler.prompt_logprobs(part, rows.given.tolist(), rows.k)
+            answers[rows.at] = Sampled(key, (), (), tuple(entries))
+        if not arrays.keys:
+            return tuple(answers)
+        wanted = logits if arrays.sample_rows is None else logits[arrays.sample_rows]
+        choices = self._choose(wanted, arrays.keys)
+        for index, key, choice in zip(arrays.sampling, arrays.keys, choices, strict=True):
+            if choice is None or choice.token < 0:
+                answers[index] = Sampled(key, (), error=_BROKEN)
+                continue
+            self._rows.push(key, choice.token)
+            logprobs = () if choice.logprobs is None else (choice.logprobs,)
+            answers[index] = Sampled(key, (choice.token,), logprobs, answers[index].prompt_logprobs)
+        return tuple(answers)
+
+    def _choose(self, logits: Logits, keys: list[int]) -> Sequence[Choice | None]:
+        """Sample the rows whose logits are numbers.
+
+        NaN in the hidden state makes every logit of the row NaN, so that a few columns tell; reading all of a
+        large vocabulary would cost as much as sampling it.
+        """
+        width = logits.shape[1]
+        bad = np.isnan(logits[:, [0, width // 2, width - 1]]).any(axis=1)
+        if not bad.any():
+            return self._sampler.sample(logits, keys)
+        good = np.flatnonzero(~bad).tolist()
+        choices: list[Choice | None] = [None] * len(keys)
+        if good:
+            for index, choice in zip(
+                good, self._sampler.sample(logits[good], [keys[i] for i in good]), strict=True
+            ):
+                choices[index] = choice
+        return choices
+
+
+def _native_sampler(vocab: int, rows: int) -> RowSampler:
+    from octavo.runner.sampling import Sampler
+
+    return Sampler(vocab, rows)
