@@ -18,7 +18,7 @@ from octavo.models.registry import family
 
 
 def llama_like(c: Arch, attention: Callable[[int], Layer], *, mlp_bias: bool = False) -> Decoder:
-    """The decoder that Llama made common: RMSNorm before each half, a gated feed-forward, whatever attention."""
+    """The decoder that Llama made common: RMSNorm before each half, a gated feed-forward, any attention."""
     norm = partial(RMSNorm, c.hidden, c.eps)
 
     def block(i: int) -> PreNorm:

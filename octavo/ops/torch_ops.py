@@ -1,0 +1,225 @@
+"""The torch ops, on a CPU: the second twin, and the road to other devices. Loads torch when a model is
+bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.errors import ConfigError
+from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
+from octavo.ops.layouts import Layout
+from octavo.ops.reference import Model, inverse_frequencies
+
+Tensor = Any
+"""A torch.Tensor; torch is not there for the type checker."""
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ConfigError(
+            "The torch backend needs PyTorch, which is not installed.",
+            hint="Install octavo[torch], or leave out --backend torch.",
+        ) from error
+    return torch
+
+
+def to_tensor(layout: Layout) -> Tensor:
+    """A layout as a torch tensor of the same dtype, in memory of its own."""
+    torch = _torch()
+    if layout.dtype == "bfloat16":
+        return torch.from_numpy(layout.data.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(layout.data.copy())
+
+
+class TorchOps:
+    """One step's ops: contract.Ops over float32 torch tensors. `weights` maps Param names to tensors.
+
+    `cache` holds for each layer a pair (keys, values) of tensors [blocks, block_size, kv_heads, head_dim].
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        precision: Precision,
+        cache: Sequence[tuple[Tensor, Tensor]] | None,
+        batch: Batch,
+    ) -> None:
+        self.torch = _torch()
+        self.weights = weights
+        self.precision = precision
+        self.cache = cache
+        self.batch = batch
+        self.tables: dict[Rope, Tensor] = {}
+
+    def _long(self, values: NDArray[np.int32]) -> Tensor:
+        return self.torch.from_numpy(values.astype(np.int64))
+
+    def inputs(self) -> BatchValues:
+        batch = self.batch
+        return BatchValues(
+            self._long(batch.token_ids), self._long(batch.positions), self._long(batch.logit_rows)
+        )
+
+    def embedding(self, ids: Tensor, table: Param) -> Tensor:
+        return self.weights[table.name][ids].float()
+
+    def linear(self, x: Tensor, weight: Param, bias: Param | None = None) -> Tensor:
+        if self.precision.activation == "bfloat16":
+            x = x.bfloat16().float()
+        added = None if bias is None else self.weights[bias.name].float()
+        return self.torch.nn.functional.linear(x, self.weights[weight.name].float(), added)
+
+    def rms_norm(self, x: Tensor, weight: Param | None, eps: float, offset: float = 0.0) -> Tensor:
+        runs = x.unflatten(-1, (-1, weight.shape[0] if weight else x.shape[-1]))
+        y = runs * self.torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
+        if weight is not None:
+            y = y * (self.weights[weight.name].float() + offset)
+        return y.reshape(x.shape)
+
+    def layer_norm(self, x: Tensor, weight: Param | None, bias: Param | None, eps: float) -> Tensor:
+        width = weight.shape[0] if weight else x.shape[-1]
+        scale = None if weight is None else self.weights[weight.name].float()
+        shift = None if bias is None else self.weights[bias.name].float()
+        runs = x.unflatten(-1, (-1, width))
+        return self.torch.nn.functional.layer_norm(runs, (width,), scale, shift, eps).reshape(x.shape)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        return x * factor
+
+    def activation(self, x: Tensor, kind: str) -> Tensor:
+        functional = self.torch.nn.functional
+        table: dict[str, Callable[[Tensor], Tensor]] = {
+            "silu": functional.silu,
+            "gelu": functional.gelu,
+            "gelu_tanh": lambda v: functional.gelu(v, approximate="tanh"),
+            "relu": functional.relu,
+            "relu2": lambda v: functional.relu(v).square(),
+            "quick_gelu": lambda v: v * self.torch.sigmoid(1.702 * v),
+        }
+        return table[kind](x)
+
+    def gated(self, x: Tensor, kind: str) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return self.activation(gate, kind) * up
+
+    def split(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = x.split(list(widths), dim=-1)
+        return parts
+
+    def rope_table(self, rope: Rope) -> Tensor:
+        if rope not in self.tables:
+            by_length = {int(n): inverse_frequencies(rope, int(n)) for n in np.unique(self.batch.rope_lens)}
+            inv_freq = np.stack([by_length[int(n)][0] for n in self.batch.rope_lens])
+            magnitude = np.array([by_length[int(n)][1] for n in self.batch.rope_lens], np.float32)
+            angles = self._long(self.batch.positions).float()[:, None] * self.torch.from_numpy(inv_freq)
+            table = self.torch.cat([angles.cos(), angles.sin()], dim=-1)
+            self.tables[rope] = table * self.torch.from_numpy(magnitude)[:, None]
+        return self.tables[rope]
+
+    def rotate(self, x: Tensor, table: Tensor, head_dim: int, interleaved: bool = False) -> Tensor:
+        width = table.shape[1]
+        heads = x.unflatten(-1, (-1, head_dim))
+        turned, rest = heads[..., :width], heads[..., width:]
+        cos, sin = table[:, None, : width // 2], table[:, None, width // 2 :]
+        if interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = self.torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, dim=-1)
+            turned = self.torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return self.torch.cat([turned, rest], dim=-1).reshape(x.shape)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+        if self.cache is None:
+            raise ValueError("attention needs a cache: call allocate_cache first")
+        keys, values = self.cache[spec.layer]
+        batch, out = self.batch, self.torch.empty_like(q)
+        for s, length in enumerate(batch.context_lens.tolist()):
+            rows = slice(int(batch.seq_starts[s]), int(batch.seq_starts[s + 1]))
+            slots = _slots(batch.block_tables[s], length, keys.shape[1])
+            here = self._long(slots[batch.positions[rows]])
+            keys.flatten(0, 1)[here] = k[rows].unflatten(-1, keys.shape[2:]).to(keys.dtype)
+            values.flatten(0, 1)[here] = v[rows].unflatten(-1, values.shape[2:]).to(values.dtype)
+            seen = self._long(slots)
+            out[rows] = self._attend(
+                q[rows].unflatten(-1, (spec.heads, spec.head_dim)),
+                keys.flatten(0, 1)[seen].float(),
+                values.flatten(0, 1)[seen].float(),
+                self._long(batch.positions[rows]),
+                spec,
+            ).flatten(-2)
+        return out
+
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, spec: AttentionSpec
+    ) -> Tensor:
+        """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys, values [length, kv_heads, dim]."""
+        group = spec.heads // spec.kv_heads
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        scores = self.torch.einsum("qhd,khd->hqk", q, keys) * spec.scale
+        if spec.softcap is not None:
+            scores = self.softcap(scores, spec.softcap)
+        behind = positions[:, None] - self.torch.arange(keys.shape[0])[None, :]
+        hidden = behind < 0
+        if spec.window is not None:
+            hidden = hidden | (behind >= spec.window)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+        return self.torch.einsum("hqk,khd->qhd", weights, values)
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return cap * self.torch.tanh(x / cap)
+
+    def take(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
+
+
+def _slots(table: NDArray[np.int32], length: int, block_size: int) -> NDArray[np.int32]:
+    """The flat slot of each position 0 .. length-1 of a sequence."""
+    positions = np.arange(length, dtype=np.int32)
+    return table[positions // block_size] * np.int32(block_size) + positions % np.int32(block_size)
+
+
+class TorchRunnable:
+    """A model bound to the torch ops. `tensors` maps Param names to layouts, kept in the checkpoint's dtype.
+
+    ConfigError when PyTorch is not installed.
+    """
+
+    def __init__(
+        self, model: Model, tensors: Mapping[str, Layout], precision: Precision, limits: Limits
+    ) -> None:
+        self.torch = _torch()
+        self.model = model
+        self.weights = {name: to_tensor(layout) for name, layout in tensors.items()}
+        self.precision = precision
+        self.limits = limits
+        self.cache: list[tuple[Tensor, Tensor]] | None = None
+
+    def allocate_cache(self, blocks: int) -> None:
+        """(Re)allocate the KV cache: `blocks` blocks of Limits.block_size tokens in every layer."""
+        dtype = getattr(self.torch, self.precision.cache)
+        self.cache = []
+        for spec in self.model.attention_specs():
+            shape = (blocks, self.limits.block_size, spec.kv_heads, spec.head_dim)
+            self.cache.append((self.torch.zeros(shape, dtype=dtype), self.torch.zeros(shape, dtype=dtype)))
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits [len(logit_rows), vocab]."""
+        with self.torch.inference_mode():
+            logits: NDArray[np.float32] = self.model(
+                TorchOps(self.weights, self.precision, self.cache, batch)
+            ).numpy()
+        return logits
