@@ -1,0 +1,48 @@
+"""Pass 5, bind: a declared model and its weights become something that runs on the chosen backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from octavo.errors import ConfigError
+from octavo.layers.decoder import Decoder
+from octavo.ops.contract import Limits, Param, Precision, Runnable
+from octavo.ops.layouts import Layout
+
+BACKENDS = ("native", "numpy", "torch")
+
+
+def bind(
+    model: Decoder,
+    tensors: Iterable[tuple[Param, Layout]],
+    precision: Precision,
+    limits: Limits,
+    backend: str = "native",
+    *,
+    threads: int = 1,
+    cpus: Sequence[int] = (),
+    isa: str | None = None,
+) -> Runnable:
+    """Consume `tensors` one by one and return the bound model.
+
+    `threads`, `cpus` (to pin to; empty: wherever the system puts them) and `isa` concern the native backend
+    alone. ConfigError for an unknown backend or an instruction set that this machine has not.
+    """
+    if backend == "native":
+        from octavo.ops.native import NativeRunnable
+        from octavo.ops.trace import trace
+
+        specs = model.attention_specs()
+        return NativeRunnable(
+            trace(model), specs, tensors, precision, limits, threads=threads, cpus=cpus, isa=isa
+        )
+    if backend not in BACKENDS:
+        raise ConfigError(f"No backend {backend!r}.", hint=f"Choose one of: {', '.join(BACKENDS)}.")
+    named = {param.name: layout for param, layout in tensors}
+    if backend == "numpy":
+        from octavo.ops.reference import NumpyRunnable
+
+        return NumpyRunnable(model, named, precision, limits)
+    from octavo.ops.torch_ops import TorchRunnable
+
+    return TorchRunnable(model, named, precision, limits)

@@ -1,0 +1,225 @@
+"""The native backend: a traced graph lowered to a flat C++ plan over packed weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo import _native
+from octavo.errors import ConfigError
+from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
+from octavo.ops.layouts import Layout
+from octavo.ops.trace import Graph, Node
+
+_KINDS = (
+    "embedding",
+    "linear",
+    "rms_norm",
+    "layer_norm",
+    "add",
+    "mul",
+    "scale",
+    "activation",
+    "gated",
+    "rope_table",
+    "rotate",
+    "attention",
+    "softcap",
+    "take",
+)
+"""The order of OpKind in csrc/plan.h."""
+
+_IN_PLACE = {"add", "mul", "scale", "activation", "softcap", "rms_norm", "layer_norm"}
+"""Ops that read an element before they write it: the result may take the place of an input that ends here."""
+
+Ref = tuple[int, int, int]
+"""(slot, first column, width): where a value lives."""
+
+
+def choose_isa(name: str | None = None) -> str:
+    """The instruction set to run: `name`, OCTAVO_CPU_ISA, or the best here. ConfigError if it is not there."""
+    available = _native.isas()
+    wanted = name or os.environ.get("OCTAVO_CPU_ISA") or available[0]
+    if wanted not in available:
+        raise ConfigError(
+            f"This machine cannot run the instruction set {wanted!r}.",
+            hint=f"OCTAVO_CPU_ISA takes one of: {', '.join(available)}.",
+        )
+    return wanted
+
+
+def pack(pool: _native.Pool, param: Param, layout: Layout) -> _native.Weight:
+    """A weight in the kernels' form; the layout's own memory is not kept."""
+    if param.kind == "vector":
+        return _native.Weight.vector(np.ascontiguousarray(layout.dequantize()))
+    return _native.Weight.matrix(pool, np.ascontiguousarray(layout.data), layout.dtype)
+
+
+class NativeRunnable:
+    """A model bound to the native kernels: contract.Runnable."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        specs: Sequence[AttentionSpec],
+        tensors: Iterable[tuple[Param, Layout]],
+        precision: Precision,
+        limits: Limits,
+        *,
+        threads: int,
+        cpus: Sequence[int] = (),
+        isa: str | None = None,
+    ) -> None:
+        self.limits = limits
+        self.isa = choose_isa(isa)
+        self.pool = _native.Pool(threads, list(cpus))
+        weights = {param.name: pack(self.pool, param, layout) for param, layout in tensors}
+        self.plan = _native.Plan(
+            self.pool,
+            self.isa,
+            tokens=limits.tokens,
+            sequences=limits.sequences,
+            logit_rows=limits.logit_rows,
+            block_size=limits.block_size,
+            max_blocks=-(-limits.max_model_len // limits.block_size),
+            bf16=precision.activation == "bfloat16",
+            cache=precision.cache,
+        )
+        for spec in specs:
+            self.plan.cache_layer(spec.kv_heads, spec.head_dim)
+        Lowering(graph, self.plan, weights).run()
+
+    def allocate_cache(self, blocks: int) -> None:
+        """(Re)allocate the KV cache with `blocks` blocks in every layer."""
+        self.plan.allocate_cache(blocks)
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits [len(logit_rows), vocab]; valid until the next call."""
+        logits: NDArray[np.float32] = self.plan.run(
+            batch.token_ids,
+            batch.positions,
+            batch.rope_lens,
+            batch.seq_starts,
+            batch.context_lens,
+            batch.block_tables,
+            batch.logit_rows,
+        )
+        return logits
+
+
+class Lowering:
+    """Walks the graph once, gives every value a place, and adds one plan op per node.
+
+    A place is a slot (a buffer of one width for every row). Slots are reused as soon as no later op reads
+    them, so that a deep model needs the buffers of one block.
+    """
+
+    def __init__(self, graph: Graph, plan: _native.Plan, weights: dict[str, _native.Weight]) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.weights = weights
+        self.places: dict[Node, Ref] = {}
+        self.free: dict[tuple[str, int], list[int]] = {}
+        self.readers = self._count_readers()
+
+    def _count_readers(self) -> dict[Node, int]:
+        """How many ops read each value's storage; a split's pieces count for the whole."""
+        readers: dict[Node, int] = {self.graph.logits: 1}
+        for node in self.graph.nodes:
+            if node.op != "split":
+                for value in node.inputs:
+                    readers[_storage(value)] = readers.get(_storage(value), 0) + 1
+        return readers
+
+    def run(self) -> None:
+        """Add every node to the plan; the logits' op comes last."""
+        for node in self.graph.nodes:
+            if node.op == "split":
+                slot, column, _ = self.places[node.inputs[0]]
+                self.places[node] = (slot, column + node.attrs["start"], node.width)
+            else:
+                self._add(node)
+
+    def _add(self, node: Node) -> None:
+        inputs = [self.places[value] for value in node.inputs if value in self.places]
+        if node.op in _IN_PLACE:
+            self._release(node)
+            self._place(node)
+        else:
+            self._place(node)
+            self._release(node)
+        ints, floats = _numbers(node)
+        spec: AttentionSpec | None = node.attrs.get("spec")
+        self.plan.add(
+            kind=_KINDS.index(node.op),
+            inputs=inputs,
+            out=self.places[node],
+            weight=self.weights[node.weight.name] if node.weight else None,
+            bias=self.weights[node.bias.name] if node.bias else None,
+            rope=_rope(node.attrs["rope"]) if "rope" in node.attrs else None,
+            floats=floats,
+            ints=ints,
+            cache=spec.layer if spec else -1,
+        )
+
+    def _place(self, node: Node) -> None:
+        free = self.free.setdefault((node.rows, node.width), [])
+        slot = free.pop() if free else self.plan.slot(node.width, node.rows == "logits")
+        self.places[node] = (slot, 0, node.width)
+
+    def _release(self, node: Node) -> None:
+        for value in node.inputs:
+            owner = _storage(value)
+            self.readers[owner] -= 1
+            if self.readers[owner] == 0 and owner in self.places:
+                self.free.setdefault((owner.rows, owner.width), []).append(self.places[owner][0])
+
+
+def _storage(value: Node) -> Node:
+    """The node whose slot holds a value: for a split's piece the value it was cut from."""
+    while value.op == "split":
+        value = value.inputs[0]
+    return value
+
+
+def _kind(node: Node) -> int:
+    return ACTIVATIONS.index(node.attrs["kind"])
+
+
+_NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
+    "embedding": lambda n: ((int(n.inputs[0].op == "positions"), 0), ()),
+    "rms_norm": lambda n: ((n.attrs["group"],), (n.attrs["eps"], n.attrs["offset"])),
+    "layer_norm": lambda n: ((n.attrs["group"],), (n.attrs["eps"],)),
+    "scale": lambda n: ((), (n.attrs["factor"],)),
+    "softcap": lambda n: ((), (n.attrs["cap"],)),
+    "activation": lambda n: ((_kind(n),), ()),
+    "gated": lambda n: ((_kind(n),), ()),
+    "rotate": lambda n: ((n.attrs["head_dim"], int(n.attrs["interleaved"])), ()),
+    "attention": lambda n: (
+        (n.attrs["spec"].heads, n.attrs["spec"].window or 0),
+        (n.attrs["spec"].scale, n.attrs["spec"].softcap or 0.0),
+    ),
+}
+"""The integers (i, j, k) and floats (a, b) of a plan op, as csrc/plan.cpp reads them."""
+
+
+def _numbers(node: Node) -> tuple[list[int], list[float]]:
+    ints, floats = _NUMBERS.get(node.op, lambda _: ((), ()))(node)
+    return [*ints, 0, 0, 0][:3], [*floats, 0.0, 0.0][:2]
+
+
+def _rope(rope: Rope) -> Any:
+    long_magnitude = rope.magnitude if rope.long_magnitude is None else rope.long_magnitude
+    return _native.Rope(
+        inv_freq=list(rope.inv_freq),
+        long_inv_freq=list(rope.long_inv_freq or ()),
+        magnitude=rope.magnitude,
+        long_magnitude=long_magnitude,
+        dynamic_factor=rope.dynamic_factor or 0.0,
+        base=rope.base,
+        switch_tokens=-1 if rope.switch_tokens is None else rope.switch_tokens,
+    )
