@@ -44,8 +44,8 @@ class Settings:
         self.notices: list[str] = []
 
     def notice(self, spelling: str, text: str) -> None:
-        """Add the line "spelling: text", once for each flag however often and deep it was given."""
-        line = f"{spelling.split('.')[0]}: {text}"
+        """Add the line "spelling: text", once however often the flag was given."""
+        line = f"{spelling}: {text}"
         if line not in self.notices:
             self.notices.append(line)
 

@@ -136,7 +136,7 @@ _SERVER = (
         "allowed-hosts",
         "words",
         "server.allowed_hosts",
-        "Host names accepted beside loopback's own; * for all.",
+        "Host names accepted beside loopback's; * for all.",
     ),
     Flag("allowed-origins", "words", "server.allowed_origins", "CORS: web pages that may call the server."),
     Flag("allowed-methods", "words", "server.allowed_methods", "CORS: methods."),

@@ -149,10 +149,11 @@ def _one(word: str, words: Sequence[str], at: int, table: Table) -> tuple[Given,
         return Given(short[0], short[0].aliases[0], short[1]), at
     if flag is None:
         raise table.unknown(head)
+    name = head.split(".")[0]
     if flag.kind == "bool":
         return _boolean(flag, head, negated, inline if equals else None, words, at)
     if equals:
-        return Given(flag, head, inline, path), at
+        return Given(flag, name, inline, path), at
     if flag.kind == "words":
         end = at
         while end < len(words) and not _looks_like_flag(words[end]):
@@ -161,7 +162,7 @@ def _one(word: str, words: Sequence[str], at: int, table: Table) -> tuple[Given,
             raise ConfigError(f"{head} needs at least one value.", param=head)
         return Given(flag, head, list(words[at:end])), end
     if at < len(words) and not _looks_like_flag(words[at]):
-        return Given(flag, head, words[at], path), at + 1
+        return Given(flag, name, words[at], path), at + 1
     if flag.kind == "maybe":
         return Given(flag, head, "True"), at
     raise ConfigError(f"{head} needs a value.", param=head)
@@ -308,3 +309,10 @@ def read_config_file(path: str, table: Table) -> tuple[Given, ...]:
     if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} must hold keys and values, such as 'port: 8000'.")
     return from_mapping(content, table, path)
+
+
+POCKET_NOTICE = (
+    "No model named: using the bundled pocket model, which only shows the system. "
+    "Name a real one with a directory or a hub id: octavo serve Qwen/Qwen2.5-0.5B-Instruct"
+)
+"""The line on stderr of every command, and of LLM(), that was given no model."""

@@ -1,0 +1,87 @@
+"""The command ``octavo``: picks the subcommand, and turns expected errors into one sentence and an exit code.
+
+Nothing heavy is imported before a subcommand needs it, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from octavo.errors import ConfigError, OctavoError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("octavo.cli.serve", "Serve a model over HTTP (OpenAI's API and more)."),
+    "chat": ("octavo.cli.talk", "Talk to a model, served or in this process."),
+    "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
+    "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
+    "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
+}
+"""Subcommand to (module with ``main(command, words) -> int``, one line of help)."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line and return the exit code: 0, 1 for failures, 2 for usage errors, 130 for Ctrl-C.
+
+    An expected error is one sentence on stderr; ``--debug`` shows its traceback.
+    """
+    debug = "--debug" in words
+    try:
+        return _dispatch(list(words))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FAILED
+    except (OctavoError, OSError, ImportError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"octavo: {_sentence(error)}\n")
+        return USAGE if isinstance(error, ConfigError) else FAILED
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"octavo: internal error: {_sentence(error)} (--debug shows where)\n")
+        return FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    command = words[0] if words else "help"
+    if command in ("-V", "--version", "version"):
+        from octavo import __version__
+
+        print(f"octavo {__version__}")
+        return OK
+    if command in ("help", "-h") or command.partition("=")[0] == "--help":
+        return _help(words)
+    if command in COMMANDS:
+        module = importlib.import_module(COMMANDS[command][0])
+        code: int = module.main(command, words[1:])
+        return code
+    from octavo.config.flags import nearest
+
+    hint = nearest(command, COMMANDS).replace("_", "-") or "See octavo --help."
+    raise ConfigError(f"Unknown command {command!r}.", hint=hint)
+
+
+def _help(words: list[str]) -> int:
+    from octavo.cli.help import command_help, overview
+
+    asked = words[1] if words and words[0] == "help" and len(words) > 1 else ""
+    topic = words[0].partition("=")[2] if words else ""
+    if asked in COMMANDS:
+        print(command_help(asked, "", COMMANDS[asked][1]))
+    elif asked or topic:
+        print(command_help("serve", asked or topic, COMMANDS["serve"][1]))
+    else:
+        print(overview(COMMANDS))
+    return OK
+
+
+def _sentence(error: BaseException) -> str:
+    """An error's message on one line, with its kind when it has none."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,126 @@
+"""A running server as the other end of a conversation: OpenAI's API over the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from octavo.errors import ConfigError, OctavoError
+
+_CONNECT_S = 10.0
+
+
+class ServerError(OctavoError):
+    """The server refused or broke off."""
+
+
+class Remote:
+    """One server and one of its models."""
+
+    def __init__(
+        self, url: str, *, api_key: str | None, model: str | None, timeout_s: float = _CONNECT_S
+    ) -> None:
+        """Asks the server for its models. Raises ConfigError for a bad `url`, ServerError when none answers."""
+        self._parts = _split(url)
+        self._base = self._parts.path.rstrip("/")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout_s = timeout_s
+        self.url = url
+        self.model = model or self._first_model()
+
+    def _first_model(self) -> str:
+        response = self._request("GET", "/models", None)
+        try:
+            listed = json.loads(response.read())["data"]
+            name: str = listed[0]["id"]
+        except (ValueError, LookupError, TypeError):
+            raise ServerError(f"{self.url} does not list its models as OpenAI's API does.") from None
+        return name
+
+    def chat(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> Iterator[str]:
+        """The pieces of the answer to a conversation."""
+        body = {"model": self.model, "messages": messages, "stream": True, **sampling}
+        for choice in self._stream("/chat/completions", body):
+            delta = choice.get("delta") or {}
+            yield delta.get("content") or ""
+
+    def complete(self, prompt: str, sampling: dict[str, Any]) -> Iterator[str]:
+        """The pieces of the continuation of a text."""
+        body = {"model": self.model, "prompt": prompt, "stream": True, **sampling}
+        for choice in self._stream("/completions", body):
+            yield choice.get("text") or ""
+
+    def _stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The first choice of every event; closing the iterator closes the connection, which aborts."""
+        response = self._request("POST", path, json.dumps(body).encode())
+        try:
+            for line in response:
+                text = line.decode("utf-8", errors="replace").strip()
+                if not text.startswith("data:"):
+                    continue
+                data = text[5:].strip()
+                if data == "[DONE]":
+                    return
+                event = json.loads(data)
+                if "error" in event:
+                    raise ServerError(_message(event, 500))
+                yield from (event.get("choices") or [])[:1]
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ServerError(f"The answer from {self.url} broke off: {error}.") from None
+        finally:
+            response.close()
+
+    def _request(self, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
+        host, port = self._parts.hostname or "localhost", self._parts.port
+        connection: http.client.HTTPConnection
+        if self._parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        try:
+            connection.connect()
+            if connection.sock is not None:
+                connection.sock.settimeout(None if method == "POST" else self._timeout_s)
+            connection.request(method, self._base + path, body, self._headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(
+                f"No server answers at {self.url} ({error}).",
+                hint="Start one with octavo serve, or leave --url out to run the model here.",
+            ) from None
+        if response.status >= 400:
+            raise ServerError(_refusal(response, self.url))
+        return response
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of `url`; "http://" may be left out, and "/v1" is added to a bare host."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError(url)
+    except ValueError:
+        raise ConfigError(
+            f"--url: {url!r} is not accepted; give one like http://localhost:8000/v1."
+        ) from None
+    return parts if parts.path.strip("/") else parts._replace(path="/v1")
+
+
+def _refusal(response: http.client.HTTPResponse, url: str) -> str:
+    try:
+        return _message(json.loads(response.read(1 << 20)), response.status)
+    except ValueError:
+        return f"{url} answered {response.status} {response.reason}."
+
+
+def _message(body: Any, status: int) -> str:
+    error = body.get("error") if isinstance(body, dict) else None
+    text = error.get("message") if isinstance(error, dict) else error
+    return f"The server refused ({status}): {text or 'no reason given'}"

@@ -1,0 +1,20 @@
+"""The flags of ``octavo chat`` and ``octavo complete`` beside the engine's own."""
+
+from __future__ import annotations
+
+from octavo.config.flag_table import Flag
+
+DEFAULT_URL = "http://localhost:8000/v1"
+
+TALK: tuple[Flag, ...] = (
+    Flag("url", "str", "cli.url", f"A running server, such as {DEFAULT_URL}."),
+    Flag("model-name", "str", "cli.model_name", "The model to ask the server for; default: its first."),
+    Flag("api-key", "str", "cli.api_key", "Key for the server; default: OPENAI_API_KEY."),
+    Flag("system-prompt", "str", "cli.system_prompt", "Instructions before the conversation."),
+    Flag("quick", "str", "cli.quick", "One question, one answer, then leave.", aliases=("-q",)),
+    Flag("max-tokens", "int", "cli.max_tokens", "Longest answer, in tokens."),
+    Flag("temperature", "float", "cli.temperature", "0 is greedy; default: the model's."),
+    Flag("top-p", "float", "cli.top_p", "Share of probability to draw from."),
+    Flag("top-k", "int", "cli.top_k", "Number of candidates to draw from."),
+)
+"""Flags with target ``cli.NAME``."""

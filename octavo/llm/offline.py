@@ -1,0 +1,372 @@
+"""`LLM`: a model in this process, for scripts. Calls return when the answers are there, or stream them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from octavo.errors import BadRequest, OctavoError
+from octavo.llm.args import keywords_of, settings_of
+from octavo.llm.collect import Collector, TokenBytes
+from octavo.llm.inputs import (
+    Prompt,
+    as_conversations,
+    as_prompts,
+    job_of_chat,
+    job_of_prompt,
+    pair_priority,
+    pair_sampling,
+)
+from octavo.llm.loop import Loop
+from octavo.types.job import ChatOptions, Job
+from octavo.types.outputs import RequestOutput
+from octavo.types.sampling import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.config.engine import EngineConfig
+    from octavo.llm.tokenizer import TokenizerView
+    from octavo.pipeline.prepare import Prepared, Preparer
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+Tqdm = bool | Callable[..., Any] | None
+
+
+def make_config(model: str | None, keywords: dict[str, Any]) -> EngineConfig:
+    """The configuration of an offline class; one line on stderr for each keyword without effect.
+
+    Raises TypeError for an unknown keyword and ConfigError for a value that cannot be.
+    """
+    from octavo import log
+    from octavo.config.start import engine_config
+
+    log.setup()
+    return engine_config(settings_of({**keywords, **({} if model is None else {"model": model})}))
+
+
+def default_params(preparer: Preparer) -> SamplingParams:
+    """The model's own sampling defaults over the class's (max_tokens 16, as in vLLM)."""
+    generation = preparer.generation
+    limit = {} if generation.max_tokens is None else {"max_tokens": generation.max_tokens}
+    return SamplingParams(**{**generation.defaults, **limit})
+
+
+def token_bytes_of(preparer: Preparer) -> TokenBytes:
+    """The bytes of single tokens, for `decoded_token`; b"" without a tokenizer."""
+    tokenizer = preparer.tokenizer
+    if tokenizer is None:
+        return lambda token_id: b""
+
+    def read(token_id: int) -> bytes:
+        found = tokenizer.token_bytes(token_id)
+        return tokenizer.decode([token_id]).encode("utf-8") if found is None else found
+
+    return read
+
+
+class LLM:
+    """A model, its tokenizer and the engine, in this process (no child process, no guard needed)."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        tokenizer: str | None = None,
+        dtype: str | None = None,
+        max_model_len: int | str | None = None,
+        seed: int | None = None,
+        device: str | None = None,
+        tensor_parallel_size: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        **keywords: Any,
+    ) -> None:
+        """Load `model` (a directory, a file or a hub id; None: the bundled pocket model).
+
+        Every flag of ``octavo serve`` is a keyword with underscores; those without effect are accepted with
+        a line on stderr. Raises TypeError for an unknown keyword, ConfigError for a bad value, and
+        CheckpointError or OutOfMemory from loading.
+        """
+        named = {
+            "tokenizer": tokenizer,
+            "dtype": _dtype_name(dtype),
+            "max_model_len": max_model_len,
+            "seed": seed,
+            "device": device,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+        }
+        self._load(make_config(model, {**named, **keywords}))
+
+    @classmethod
+    def from_engine_args(cls, engine_args: Any) -> LLM:
+        """From an EngineArgs (or anything with its fields)."""
+        return cls(**keywords_of(engine_args))
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLM:
+        """From a finished configuration."""
+        llm = cls.__new__(cls)
+        llm._load(config)
+        return llm
+
+    def _load(self, config: EngineConfig) -> None:
+        from octavo import launch
+
+        launched = launch.build(config)
+        self._setup(config, launched.engine, launched.preparer)
+
+    def _setup(self, config: EngineConfig, engine: Any, preparer: Preparer) -> None:
+        self.config = config
+        self._engine = engine
+        self._preparer = preparer
+        self._loop = Loop(engine)
+        self._token_bytes = token_bytes_of(preparer)
+        self._numbers = itertools.count()
+
+    def get_tokenizer(self) -> TokenizerView:
+        """The tokenizer, with transformers' method names. Raises BadRequest when there is none."""
+        from octavo.llm.tokenizer import TokenizerView
+
+        return TokenizerView(self._preparer)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` and `chat` use when no SamplingParams are given: the model's generation config."""
+        return default_params(self._preparer)
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = ...,
+        sampling_params: Params = ...,
+        prompt_token_ids: Any = ...,
+        use_tqdm: Tqdm = ...,
+        lora_request: Any = ...,
+        priority: int | Sequence[int] | None = ...,
+        tokenization_kwargs: dict[str, Any] | None = ...,
+        *,
+        stream: Literal[False] = ...,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = ...,
+        sampling_params: Params = ...,
+        prompt_token_ids: Any = ...,
+        use_tqdm: Tqdm = ...,
+        lora_request: Any = ...,
+        priority: int | Sequence[int] | None = ...,
+        tokenization_kwargs: dict[str, Any] | None = ...,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[RequestOutput]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        sampling_params: Params = None,
+        prompt_token_ids: Any = None,
+        use_tqdm: Tqdm = None,
+        lora_request: Any = None,
+        priority: int | Sequence[int] | None = None,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        *,
+        stream: bool = False,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """Answers to prompts, in their order.
+
+        `prompts`: a string, a list of token ids, ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``, or a
+        list of those. `sampling_params`: one for all or one for each; None takes the model's defaults.
+        `stream`: an iterator of RequestOutputs that hold only what is new (FINAL_ONLY: one per request, when
+        it is done). `use_tqdm`: a progress bar; None shows one when stderr is a terminal.
+
+        Raises BadRequest before anything runs when one prompt cannot be.
+        """
+        _refuse_lora(lora_request)
+        wanted = as_prompts(prompts, prompt_token_ids)
+        common = _tokenization(tokenization_kwargs)
+        chosen = pair_sampling(sampling_params, len(wanted), self.get_default_sampling_params())
+        jobs = [
+            job_of_prompt(
+                prompt,
+                f"Prompt {number}" if len(wanted) > 1 else "The prompt",
+                id=str(next(self._numbers)),
+                sampling=params,
+                priority=rank,
+                default_max_tokens=self.config.default_max_tokens,
+                **common,
+            )
+            for number, (prompt, params, rank) in enumerate(
+                zip(wanted, chosen, pair_priority(priority, len(wanted)), strict=True)
+            )
+        ]
+        return self._run(jobs, stream, use_tqdm)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = ...,
+        use_tqdm: Tqdm = ...,
+        lora_request: Any = ...,
+        chat_template: str | None = ...,
+        chat_template_content_format: str = ...,
+        add_generation_prompt: bool = ...,
+        continue_final_message: bool = ...,
+        tools: Sequence[dict[str, Any]] | None = ...,
+        chat_template_kwargs: dict[str, Any] | None = ...,
+        priority: int | Sequence[int] | None = ...,
+        *,
+        stream: Literal[False] = ...,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = ...,
+        use_tqdm: Tqdm = ...,
+        lora_request: Any = ...,
+        chat_template: str | None = ...,
+        chat_template_content_format: str = ...,
+        add_generation_prompt: bool = ...,
+        continue_final_message: bool = ...,
+        tools: Sequence[dict[str, Any]] | None = ...,
+        chat_template_kwargs: dict[str, Any] | None = ...,
+        priority: int | Sequence[int] | None = ...,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = None,
+        use_tqdm: Tqdm = None,
+        lora_request: Any = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        priority: int | Sequence[int] | None = None,
+        *,
+        stream: bool = False,
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        """Answers to one conversation (a list of messages) or to a list of them; see `generate`.
+
+        `chat_template` (the template itself) replaces the model's; `chat_template_kwargs` go to it.
+        """
+        _refuse_lora(lora_request)
+        if add_generation_prompt and continue_final_message:
+            add_generation_prompt = False
+        options = ChatOptions(
+            template=chat_template,
+            tools=tuple(tools) if tools else None,
+            kwargs={**self.config.chat_template_kwargs, **(chat_template_kwargs or {})},
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        conversations = as_conversations(messages)
+        chosen = pair_sampling(sampling_params, len(conversations), self.get_default_sampling_params())
+        jobs = [
+            job_of_chat(
+                conversation,
+                options,
+                id=str(next(self._numbers)),
+                sampling=params,
+                priority=rank,
+                default_max_tokens=self.config.default_max_tokens,
+            )
+            for conversation, params, rank in zip(
+                conversations, chosen, pair_priority(priority, len(conversations)), strict=True
+            )
+        ]
+        return self._run(jobs, stream, use_tqdm)
+
+    def _run(
+        self, jobs: list[Job], stream: bool, use_tqdm: Tqdm
+    ) -> list[RequestOutput] | Iterator[RequestOutput]:
+        prepared = [self._prepare(job, number, len(jobs)) for number, job in enumerate(jobs)]
+        collectors = [
+            Collector(
+                job.id,
+                one.started,
+                job.sampling,
+                self._token_bytes,
+                best_of=len(one.texts) if one.best_of else None,
+            )
+            for job, one in zip(jobs, prepared, strict=True)
+        ]
+        if stream:
+            kinds = [job.sampling.output_kind for job in jobs]
+            return self._stream(prepared, collectors, kinds)
+        return self._collect(prepared, collectors, use_tqdm)
+
+    def _prepare(self, job: Job, number: int, count: int) -> Prepared:
+        try:
+            return self._preparer.prepare(job)
+        except BadRequest as error:
+            if count > 1:
+                error.args = (f"Prompt {number}: {error}",)
+                error.message = str(error)
+            raise
+
+    def _stream(
+        self,
+        prepared: list[Prepared],
+        collectors: list[Collector],
+        kinds: list[RequestOutputKind],
+    ) -> Iterator[RequestOutput]:
+        for number, event in self._loop.run(prepared):
+            collector = collectors[number]
+            collector.apply(event)
+            _raise_failure(collector)
+            if collector.best_of is not None or kinds[number] is RequestOutputKind.FINAL_ONLY:
+                if collector.finished:
+                    yield collector.whole()
+            else:
+                yield collector.delta(event.index)
+
+    def _collect(
+        self, prepared: list[Prepared], collectors: list[Collector], use_tqdm: Tqdm
+    ) -> list[RequestOutput]:
+        from octavo.llm.progress import Progress
+
+        with Progress(len(prepared), use_tqdm, quiet=self.config.quiet) as progress:
+            for number, event in self._loop.run(prepared):
+                collector = collectors[number]
+                collector.apply(event)
+                _raise_failure(collector)
+                if event.finish is not None and collector.finished:
+                    progress.done(collector.prompt_tokens, collector.output_tokens)
+        return [collector.whole() for collector in collectors]
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prompts."""
+        self._engine.reset_prefix_cache()
+        return True
+
+
+def _raise_failure(collector: Collector) -> None:
+    if collector.error is not None:
+        raise OctavoError(f"Request {collector.request_id} failed: {collector.error}")
+
+
+def _refuse_lora(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise BadRequest("lora_request: this version of Octavo has no LoRA adapters.", param="lora_request")
+
+
+def _tokenization(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Job fields of `tokenization_kwargs`."""
+    for key in kwargs or {}:
+        if key != "add_special_tokens":
+            raise BadRequest(f"tokenization_kwargs has no {key!r} here.", hint="It takes add_special_tokens.")
+    return dict(kwargs or {})
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """``torch.float32`` is written as its name, so that scripts may pass either."""
+    return str(dtype).removeprefix("torch.") if dtype is not None else None

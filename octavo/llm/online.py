@@ -1,0 +1,174 @@
+"""`AsyncLLM`: a model in this process for asyncio programs; many requests at once, each a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import BadRequest, OctavoError, Unavailable
+from octavo.llm.args import keywords_of
+from octavo.llm.collect import Collector
+from octavo.llm.inputs import Prompt, job_of_chat, job_of_prompt
+from octavo.llm.offline import default_params, make_config, token_bytes_of
+from octavo.types.job import ChatOptions, Job, Started
+from octavo.types.outputs import RequestOutput
+from octavo.types.sampling import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.llm.tokenizer import TokenizerView
+    from octavo.pipeline.service import Service
+
+
+class AsyncLLM:
+    """The engine in a thread, spoken to from one event loop (the first that uses it)."""
+
+    def __init__(self, model: str | None = None, **keywords: Any) -> None:
+        """Load `model`; keywords as for :class:`~octavo.llm.offline.LLM`. Blocks until it is loaded."""
+        config = make_config(model, keywords)
+        from octavo import launch
+
+        self._setup(launch.service(launch.build(config)), config.default_max_tokens)
+
+    def _setup(self, service: Service, default_max_tokens: int | None) -> None:
+        self._service = service
+        self._default_max_tokens = default_max_tokens
+        self._token_bytes = token_bytes_of(service.preparer)
+        self._starting: asyncio.Lock | None = None
+        self._started = False
+        self._stopped = False
+
+    @classmethod
+    def from_engine_args(cls, engine_args: Any, **_: Any) -> AsyncLLM:
+        """From an EngineArgs or AsyncEngineArgs; vLLM's other keywords have no effect."""
+        return cls(**keywords_of(engine_args))
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: Any = None,
+        priority: int = 0,
+        **_: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """Stream the answer to one prompt; closing the iterator aborts it.
+
+        Outputs are cumulative, deltas, or one at the end, as `sampling_params.output_kind` says. Raises
+        BadRequest for a prompt that cannot be and for a `request_id` that is running, QueueFull and
+        Unavailable as the server does.
+        """
+        if lora_request is not None:
+            raise BadRequest("lora_request: this version of Octavo has no LoRA adapters.")
+        params = sampling_params or self.get_default_sampling_params()
+        params.verify()
+        job = job_of_prompt(
+            prompt,
+            "The prompt",
+            id=request_id or uuid.uuid4().hex,
+            sampling=params,
+            priority=priority,
+            default_max_tokens=self._default_max_tokens,
+        )
+        async for output in self._run(job):
+            yield output
+
+    async def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        options: ChatOptions | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """The same for one conversation."""
+        params = sampling_params or self.get_default_sampling_params()
+        params.verify()
+        job = job_of_chat(
+            [dict(message) for message in messages],
+            options or ChatOptions(),
+            id=request_id or uuid.uuid4().hex,
+            sampling=params,
+            default_max_tokens=self._default_max_tokens,
+        )
+        async for output in self._run(job):
+            yield output
+
+    async def _run(self, job: Job) -> AsyncIterator[RequestOutput]:
+        await self._start()
+        stream = await self._service.submit(job)
+        async with contextlib.aclosing(stream):
+            collector: Collector | None = None
+            async for item in stream:
+                if isinstance(item, Started):
+                    collector = Collector(job.id, item, job.sampling, self._token_bytes)
+                    continue
+                assert collector is not None, "the first item of a stream is Started"
+                collector.apply(item)
+                if collector.error is not None:
+                    raise OctavoError(f"Request {job.id} failed: {collector.error}")
+                if job.sampling.output_kind is RequestOutputKind.DELTA:
+                    yield collector.delta(item.index)
+                elif job.sampling.output_kind is RequestOutputKind.CUMULATIVE or collector.finished:
+                    yield collector.whole()
+
+    async def _start(self) -> None:
+        if self._stopped:
+            raise Unavailable("This AsyncLLM was shut down.")
+        if self._started:
+            return
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if not self._started:
+                await self._service.start()
+                self._started = True
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End requests: their streams finish with finish_reason ``abort``. Unknown ids do nothing."""
+        for one in [request_id] if isinstance(request_id, str) else request_id:
+            self._service.abort(one)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The model's own defaults."""
+        return default_params(self._service.preparer)
+
+    async def get_tokenizer(self) -> TokenizerView:
+        """The tokenizer, with transformers' method names."""
+        from octavo.llm.tokenizer import TokenizerView
+
+        return TokenizerView(self._service.preparer)
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine has failed."""
+        return self._service.failure is not None
+
+    async def check_health(self) -> None:
+        """Raise Unavailable when the engine has failed."""
+        if self._service.failure is not None:
+            raise Unavailable(f"The engine has failed: {self._service.failure}")
+
+    def shutdown(self) -> Awaitable[None]:
+        """Abort what runs and stop the engine. May be awaited; without an event loop it is done on return."""
+        stopping = self._stop()
+        try:
+            return asyncio.get_running_loop().create_task(stopping)
+        except RuntimeError:
+            asyncio.run(stopping)
+            return _Done()
+
+    async def _stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            await self._service.stop(0.0)
+
+
+class _Done:
+    """An awaitable that is over."""
+
+    def __await__(self) -> Any:
+        return iter(())
