@@ -8,6 +8,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
+#include <mutex>
 #include <stdexcept>
 
 #include "bind.h"
@@ -101,6 +103,29 @@ std::vector<std::string> isas() {
   return names;
 }
 
+// Seconds that the pool takes to read `bytes` of fresh memory once, in the order of a plan's weights.
+double read_seconds(Pool& pool, const std::string& isa, int64_t bytes) {
+  const Kernels* kernels = select_kernels(isa.c_str());
+  constexpr int64_t chunk = 1 << 18;  // floats of a task: 1 MiB
+  const int64_t chunks = bytes / (4 * chunk);
+  if (!kernels || chunks < 1 || bytes > (int64_t{1} << 36)) throw std::invalid_argument("octavo: nothing to read");
+  nb::gil_scoped_release release;
+  static std::mutex one;
+  static Memory memory;
+  std::lock_guard<std::mutex> lock(one);
+  if (memory.bytes() != static_cast<size_t>(chunks * chunk * 4)) {
+    memory = Memory(static_cast<size_t>(chunks * chunk * 4));
+    std::memset(memory.as<void>(), 1, memory.bytes());
+  }
+  std::atomic<float> sink{0};
+  const auto start = std::chrono::steady_clock::now();
+  pool.run(static_cast<int>(chunks), [&](int task, int) {
+    const float sum = kernels->read(memory.as<float>() + task * chunk, chunk);
+    if (sum == 12345.0f) sink = sum;
+  });
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 }  // namespace
 }  // namespace octavo
 
@@ -108,6 +133,9 @@ NB_MODULE(_native, m) {
   using namespace octavo;
   m.doc() = "Octavo's kernels and plan (see octavo/ops/native.py).";
   m.def("isas", &isas, "Instruction sets that this machine runs, best first.");
+
+  m.def("read_seconds", &read_seconds, "pool"_a, "isa"_a, "bytes"_a,
+        "Seconds to read `bytes` of memory once with all the pool's threads: the memory's limit.");
 
   nb::class_<Pool>(m, "Pool")
       .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})

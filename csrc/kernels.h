@@ -92,6 +92,7 @@ struct Kernels {
   // Query rows [row_begin, row_end) of the span for one KV head; scratch holds attend_scratch() floats.
   void (*attend)(const AttentionArgs&, const SequenceSpan&, int kv_head, int row_begin, int row_end, float* scratch);
   void (*matrix_row)(const PackedMatrix&, int64_t row, float* out);
+  float (*read)(const float* p, int64_t n);  // sums n floats (a multiple of 64): what memory can do, for the benchmark
 };
 
 // Floats of scratch that attend() needs for one task.

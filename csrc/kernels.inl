@@ -170,6 +170,15 @@ void matrix_row(const PackedMatrix& w, int64_t row, float* out) {
   }
 }
 
+float read(const float* p, int64_t n) {
+  Vec s[4] = {zero(), zero(), zero(), zero()};
+  for (int64_t i = 0; i < n; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p + i) + kAhead);
+    for (int j = 0; j < 4; ++j) s[j] = s[j] + load(p + i + 16 * j);
+  }
+  return sum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
 // ---- rounding, norms, elementwise -------------------------------------------------------------------------
 
 void round_bf16(const float* in, uint16_t* out, int64_t n) {
@@ -512,9 +521,24 @@ void attend(const AttentionArgs& a, const SequenceSpan& s, int kv_head, int row_
 }  // namespace
 
 const Kernels* table() {
-  static const Kernels kernels = {
-      OCTAVO_ISA_NAME, OCTAVO_BF16_DOT != 0, linear, round_bf16, round_bf16_f32, rms_norm, layer_norm, add,       mul,
-      scale,           activation,           gated,  softcap,    rotate,         write_kv, attend,     matrix_row};
+  static const Kernels kernels = {OCTAVO_ISA_NAME,
+                                  OCTAVO_BF16_DOT != 0,
+                                  linear,
+                                  round_bf16,
+                                  round_bf16_f32,
+                                  rms_norm,
+                                  layer_norm,
+                                  add,
+                                  mul,
+                                  scale,
+                                  activation,
+                                  gated,
+                                  softcap,
+                                  rotate,
+                                  write_kv,
+                                  attend,
+                                  matrix_row,
+                                  read};
   return &kernels;
 }
 

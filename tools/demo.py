@@ -1,4 +1,4 @@
-"""The demo: serve the bundled model, ask it one question over HTTP, print the streamed answer and its speed."""
+"""The demo: serve the bundled model, ask one question over HTTP, print the streamed answer and its speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(port: int, server: subprocess.Popen[bytes]) -> float:
-    """Poll /health until it says 200; the seconds that took. SystemExit when the server ends or is too slow."""
+    """Poll /health until it says 200; the seconds that took. SystemExit when it ends or is too slow."""
     started = time.perf_counter()
     while time.perf_counter() - started < READY_S:
         if server.poll() is not None:
