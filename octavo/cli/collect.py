@@ -26,6 +26,11 @@ PACKAGES = (
     "transformers",
 )
 
+_KERNEL_FLAGS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+
 
 def main(command: str, words: Sequence[str]) -> int:
     """Print one line per fact; always succeeds."""
@@ -120,16 +125,4 @@ def _cpu_name() -> str:
 def _cpu_flags() -> str:
     """The flags that choose kernels."""
     flags = (_cpu_lines().get("flags") or _cpu_lines().get("Features") or "").split()
-    wanted = (
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512_vnni",
-        "avx_vnni",
-        "avx512_bf16",
-        "amx_bf16",
-        "amx_int8",
-    )
-    arm = ("asimd", "asimddp", "i8mm", "bf16", "sve")
-    return " ".join(flag for flag in (*wanted, *arm) if flag in flags) or f"unknown on {sys.platform}"
+    return " ".join(flag for flag in _KERNEL_FLAGS if flag in flags) or f"unknown on {sys.platform}"

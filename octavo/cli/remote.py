@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from octavo.errors import ConfigError, OctavoError
+from octavo.config.flag_values import bad_value
+from octavo.errors import OctavoError
 
 _CONNECT_S = 10.0
+_PROBE_S = 0.5
 
 
 class ServerError(OctavoError):
@@ -24,7 +26,10 @@ class Remote:
     def __init__(
         self, url: str, *, api_key: str | None, model: str | None, timeout_s: float = _CONNECT_S
     ) -> None:
-        """Asks the server for its models. Raises ConfigError for a bad `url`, ServerError when none answers."""
+        """`model` None asks the server for its models and takes the first.
+
+        Raises ConfigError for a bad `url` and ServerError when no server answers.
+        """
         self._parts = _split(url)
         self._base = self._parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
@@ -107,9 +112,7 @@ def _split(url: str) -> SplitResult:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError(url)
     except ValueError:
-        raise ConfigError(
-            f"--url: {url!r} is not accepted; give one like http://localhost:8000/v1."
-        ) from None
+        raise bad_value("--url", url, "one like http://localhost:8000/v1") from None
     return parts if parts.path.strip("/") else parts._replace(path="/v1")
 
 
@@ -124,3 +127,17 @@ def _message(body: Any, status: int) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     text = error.get("message") if isinstance(error, dict) else error
     return f"The server refused ({status}): {text or 'no reason given'}"
+
+
+def running_here(url: str) -> str | None:
+    """`url` when a server like this one is there right now, else None; a fraction of a second at most."""
+    parts = _split(url)
+    connection = http.client.HTTPConnection(parts.hostname or "localhost", parts.port, timeout=_PROBE_S)
+    try:
+        connection.request("GET", "/version")
+        body = json.loads(connection.getresponse().read(4096))
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return url if isinstance(body, dict) and "version" in body else None

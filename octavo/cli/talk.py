@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from octavo.cli.common import read_words, wants_help
-from octavo.cli.talk_flags import TALK
+from octavo.cli.talk_flags import DEFAULT_URL, TALK
 from octavo.config.flag_rules import Settings
 from octavo.errors import OctavoError
 
@@ -77,12 +77,15 @@ def main(command: str, words: Sequence[str]) -> int:
 
 
 def _model(settings: Settings) -> Model:
-    url = settings.cli.get("url")
-    if url is not None:
-        from octavo.cli.remote import Remote
+    url, wanted = settings.cli.get("url"), settings.engine.get("model")
+    if url is not None or wanted is None:
+        from octavo.cli.remote import Remote, running_here
 
         key = settings.cli.get("api_key") or os.environ.get("OPENAI_API_KEY")
-        return Remote(url, api_key=key, model=settings.cli.get("model_name") or settings.engine.get("model"))
+        if url is None and (url := running_here(DEFAULT_URL)) is not None:
+            sys.stderr.write(f"Using the server at {url} (name a model to run one here).\n")
+        if url is not None:
+            return Remote(url, api_key=key, model=settings.cli.get("model_name") or wanted)
     from octavo import log
 
     log.setup(os.environ.get("OCTAVO_LOGGING_LEVEL") or os.environ.get("VLLM_LOGGING_LEVEL") or "WARNING")

@@ -7,7 +7,7 @@ from octavo.config.flag_table import Flag
 DEFAULT_URL = "http://localhost:8000/v1"
 
 TALK: tuple[Flag, ...] = (
-    Flag("url", "str", "cli.url", f"A running server, such as {DEFAULT_URL}."),
+    Flag("url", "str", "cli.url", "A running server; default: one on port 8000 when no model is named."),
     Flag("model-name", "str", "cli.model_name", "The model to ask the server for; default: its first."),
     Flag("api-key", "str", "cli.api_key", "Key for the server; default: OPENAI_API_KEY."),
     Flag("system-prompt", "str", "cli.system_prompt", "Instructions before the conversation."),
