@@ -1,0 +1,76 @@
+"""The application: every door's routes, the guard around them, and one error shape for all."""
+
+from __future__ import annotations
+
+import functools
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from octavo.server import document, legacy, metrics, probes, tokens
+from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
+from octavo.server.guard import Guard
+from octavo.server.hub import Hub
+from octavo.server.openai import chat, completions, models
+from octavo.server.settings import ServerSettings
+from octavo.server.state import State
+from octavo.server.wire import Handler
+
+DOORS = (chat, completions, models, tokens, legacy, probes, metrics, document)
+"""Each has ``routes(state)``; none knows another."""
+
+_CLIENT_GONE = 499
+"""nginx's status for a client that left; only logs ever see it."""
+
+
+def build_app(service: Hub | None, settings: ServerSettings) -> Starlette:
+    """The ASGI application over a started service.
+
+    With None every route that needs a model answers 503 until ``app.state.octavo.open(service)``.
+    """
+    return make_app(State(settings, service))
+
+
+def make_app(state: State) -> Starlette:
+    """The application around a given state."""
+    settings = state.settings
+    routes = [_sheltered(route) for door in DOORS for route in door.routes(state)]
+    middleware = [Middleware(Guard, settings=settings, state=state)]
+    if settings.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allowed_origins,
+                allow_methods=settings.allowed_methods,
+                allow_headers=settings.allowed_headers,
+                allow_credentials=settings.allow_credentials,
+            )
+        )
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={404: not_found, 405: wrong_method, HTTPException: unexpected},
+    )
+    app.state.octavo = state
+    return app
+
+
+def _sheltered(route: Route) -> Route:
+    """The route with every exception turned into a response; a bad request ends only itself."""
+    handler: Handler = route.endpoint
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientGone:
+            return Response(status_code=_CLIENT_GONE)
+        except Exception as error:
+            return respond(error)
+
+    return Route(route.path, endpoint, methods=sorted(route.methods or ()))

@@ -1,0 +1,147 @@
+"""/openapi.json, made from the very structs that the doors use, /docs, which needs no other host, and /."""
+
+from __future__ import annotations
+
+import importlib.resources
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+import octavo
+from octavo.server.errors import ErrorBody
+from octavo.server.legacy import GenerateReply, GenerateRequest
+from octavo.server.openai.replies import (
+    ChatChunk,
+    ChatReply,
+    CompletionChunk,
+    CompletionReply,
+    ModelCard,
+    ModelList,
+)
+from octavo.server.openai.requests import ChatRequest, CompletionRequest
+from octavo.server.state import State
+from octavo.server.tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from octavo.server.wire import reply
+
+_REF = "#/components/schemas/{name}"
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What the document says of one route and method."""
+
+    method: str
+    path: str
+    summary: str
+    request: type | None = None
+    reply: type | None = None
+    chunk: type | None = None
+    """The data lines of its stream, where it has one."""
+
+
+ENTRIES = (
+    Entry("post", "/v1/chat/completions", "Answer a chat", ChatRequest, ChatReply, ChatChunk),
+    Entry("post", "/v1/completions", "Continue text", CompletionRequest, CompletionReply, CompletionChunk),
+    Entry("get", "/v1/models", "The served names", None, ModelList),
+    Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
+    Entry("post", "/tokenize", "Text or messages to token ids", TokenizeRequest, TokenizeReply),
+    Entry("post", "/detokenize", "Token ids to text", DetokenizeRequest, DetokenizeReply),
+    Entry(
+        "post",
+        "/generate",
+        "Legacy completion, SamplingParams fields in the body",
+        GenerateRequest,
+        GenerateReply,
+    ),
+    Entry("get", "/health", "200 when requests are taken, else 503"),
+    Entry("get", "/ping", "The same as /health"),
+    Entry("post", "/ping", "The same as /health"),
+    Entry("get", "/version", "The version of Octavo"),
+    Entry("get", "/load", "How many requests are at work"),
+    Entry("get", "/metrics", "Prometheus metrics"),
+    Entry("get", "/openapi.json", "This document"),
+    Entry("get", "/docs", "This document as a page"),
+    Entry("get", "/", "What this server is"),
+)
+
+
+def openapi(root_path: str = "") -> dict[str, Any]:
+    """The whole OpenAPI 3.1 document; `root_path` is where a proxy mounts the server."""
+    kinds = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk) if kind is not None]
+    kinds.append(ErrorBody)
+    _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for entry in ENTRIES:
+        paths.setdefault(entry.path, {})[entry.method] = _operation(entry)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Octavo", "version": octavo.__version__, "description": _ABOUT},
+        "servers": [{"url": root_path or "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+_ABOUT = "A language-model server with OpenAI's API and vLLM's extensions."
+
+
+def _operation(entry: Entry) -> dict[str, Any]:
+    """One route and method."""
+    good: dict[str, Any] = {"description": "OK"}
+    content: dict[str, Any] = {}
+    if entry.reply is not None:
+        content["application/json"] = {"schema": _ref(entry.reply)}
+    if entry.chunk is not None:
+        content["text/event-stream"] = {"schema": _ref(entry.chunk)}
+    if content:
+        good["content"] = content
+    bad = {"description": "Error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
+    name = f"{entry.method}_{entry.path.strip('/').replace('/', '_').replace('.', '_') or 'root'}"
+    made: dict[str, Any] = {
+        "summary": entry.summary,
+        "operationId": name.replace("{", "").replace("}", ""),
+        "responses": {"200": good, "default": bad},
+    }
+    if entry.request is not None:
+        body = {"application/json": {"schema": _ref(entry.request)}}
+        made["requestBody"] = {"required": True, "content": body}
+    if "{name}" in entry.path:
+        made["parameters"] = [
+            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+        ]
+    return made
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": _REF.format(name=kind.__name__)}
+
+
+def routes(state: State) -> list[Route]:
+    """The document's routes, none of them when `disable_docs` is set but /."""
+
+    async def document(request: Request) -> Response:
+        return reply(openapi(state.settings.root_path))
+
+    async def page(request: Request) -> Response:
+        text = importlib.resources.files("octavo.server").joinpath("static/docs.html").read_text("utf-8")
+        return HTMLResponse(text, headers={"Content-Security-Policy": _CSP})
+
+    async def root(request: Request) -> Response:
+        docs = None if state.settings.disable_docs else f"{state.settings.root_path}/docs"
+        about = {"name": "Octavo", "version": octavo.__version__, "about": _ABOUT, "ready": state.ready}
+        return reply({**about, "docs": docs, "models": f"{state.settings.root_path}/v1/models"})
+
+    found = [Route("/", root, methods=["GET"])]
+    if not state.settings.disable_docs:
+        found.append(Route("/openapi.json", document, methods=["GET"]))
+        found.append(Route("/docs", page, methods=["GET"]))
+    return found
+
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"

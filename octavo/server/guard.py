@@ -1,0 +1,131 @@
+"""Who may speak to the server: Host and Origin lists, API keys, and the count of requests at work."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from octavo.server.errors import Forbidden, Unauthorized, respond
+from octavo.server.settings import ServerSettings, is_loopback
+from octavo.server.state import State
+
+OPEN_PATHS = frozenset({"/health", "/ping"})
+"""Liveness, the only routes that no key guards. Everything else is closed, whatever it is called."""
+
+
+class Keys:
+    """API keys as keyed hashes, compared in constant time."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._salt = secrets.token_bytes(32)
+        self._hashes = tuple(self._hash(key) for key in keys)
+
+    def __bool__(self) -> bool:
+        """Whether any key is set."""
+        return bool(self._hashes)
+
+    def match(self, given: str) -> bool:
+        """Whether `given` is one of the keys; takes the same time for each answer."""
+        hashed = self._hash(given)
+        found = False
+        for known in self._hashes:
+            found |= hmac.compare_digest(hashed, known)
+        return found
+
+    def _hash(self, key: str) -> bytes:
+        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self._salt).digest()
+
+
+class Guard:
+    """ASGI middleware around every route; decides on the very path that the router sees."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, state: State) -> None:
+        self._app = app
+        self._settings = settings
+        self._state = state
+        self._keys = Keys(settings.api_keys)
+        self._check_host = settings.on_loopback and "*" not in settings.allowed_hosts
+        self._hosts = frozenset(h.lower() for h in (*settings.allowed_hosts, settings.host))
+        self._origins = frozenset(o.lower().rstrip("/") for o in settings.allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on and count."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if self._settings.enable_request_id_headers:
+            send = _echo_request_id(headers, send)
+        try:
+            self._admit(scope, headers)
+        except (Forbidden, Unauthorized) as error:
+            return await respond(error)(scope, receive, send)
+        counted = scope["method"] == "POST" and _route_path(scope) not in OPEN_PATHS
+        self._state.active += counted
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._state.active -= counted
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Raises Forbidden or Unauthorized."""
+        if self._check_host:
+            self._check_names(headers)
+        if not self._keys or _route_path(scope) in OPEN_PATHS:
+            return
+        if self._origins and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return  # a preflight: browsers send it without the key, and the CORS layer answers it
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not given or not self._keys.match(given):
+            raise Unauthorized("A valid API key is missing.", hint="Send it as 'Authorization: Bearer KEY'.")
+
+    def _check_names(self, headers: Headers) -> None:
+        """Against DNS rebinding: other sites' pages must not reach a server that is for this machine only."""
+        for host in headers.getlist("host"):
+            if not self._known(_host_name(host)):
+                raise Forbidden(
+                    "This server listens for this machine only and does not answer to that Host header.",
+                    hint="Start it with --allowed-hosts NAME when a proxy passes that name on.",
+                )
+        origin = headers.get("origin")
+        if origin is None or "*" in self._origins or origin.lower().rstrip("/") in self._origins:
+            return
+        if not self._known(_host_name(urlsplit(origin).netloc)):
+            raise Forbidden(
+                "Pages of that origin may not use this server.",
+                hint="Start it with --allowed-origins '[\"ORIGIN\"]' to allow it.",
+            )
+
+    def _known(self, name: str) -> bool:
+        return is_loopback(name) or name in self._hosts
+
+
+def _host_name(value: str) -> str:
+    """The name of a Host header without its port; IPv6 brackets stay off."""
+    value = value.strip().lower()
+    if value.startswith("["):
+        return value[1:].partition("]")[0]
+    return value.rpartition(":")[0] if value.count(":") == 1 else value
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below root_path, as starlette's router takes it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def _echo_request_id(headers: Headers, send: Send) -> Send:
+    """`send` with X-Request-Id on the response: the client's, or a fresh one."""
+    name = headers.get("x-request-id") or secrets.token_hex(16)
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).setdefault("X-Request-Id", name)
+        await send(message)
+
+    return sending

@@ -1,0 +1,118 @@
+"""What the doors need of the text side: protocols that pipeline's Service and the tests' fake satisfy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from octavo.types.job import ChatOptions, Event, Job, Started
+from octavo.types.sampling import SamplingParams
+from octavo.types.stats import EngineStats
+
+
+class Info(Protocol):
+    """What is served."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that requests may use; the first is reported."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Context length in tokens."""
+
+    @property
+    def created(self) -> int:
+        """Unix time at which the model was loaded, in seconds."""
+
+
+class Generation(Protocol):
+    """The model's own sampling defaults."""
+
+    def apply(self, fields: Mapping[str, Any]) -> SamplingParams:
+        """Sampling from the fields that a client set; None counts as unset. Raises BadRequest."""
+
+
+class Preparing(Protocol):
+    """The part of the preparer that doors use."""
+
+    @property
+    def generation(self) -> Generation:
+        """Defaults for fields that requests leave out."""
+
+
+class Vocabulary(Protocol):
+    """Single tokens as text."""
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that one token stands for; None where that depends on its neighbours."""
+
+    def token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token, None for an unknown id."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+
+
+class JobEvents(Protocol):
+    """A job at work: Started, then Events until each sequence had its finish. Closing early aborts it."""
+
+    def __aiter__(self) -> JobEvents: ...
+
+    async def __anext__(self) -> Started | Event:
+        """The next event."""
+
+    async def aclose(self) -> None:
+        """Stop caring."""
+
+
+class Hub(Protocol):
+    """The service behind every door."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job handed in now would be worked on."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine died; None while it lives."""
+
+    @property
+    def info(self) -> Info:
+        """The model's names and limits."""
+
+    @property
+    def preparer(self) -> Preparing:
+        """Where defaults come from."""
+
+    @property
+    def tokenizer(self) -> Vocabulary | None:
+        """None when the server runs without a tokenizer."""
+
+    async def submit(self, job: Job) -> JobEvents:
+        """Hand in a job. Raises OctavoError when it is refused."""
+
+    def abort(self, job_id: str) -> object:
+        """Stop a job; unknown ids do nothing."""
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the engine."""
+
+    async def tokenize(
+        self,
+        *,
+        prompt: str | None = None,
+        messages: Sequence[dict[str, object]] | None = None,
+        chat: ChatOptions | None = None,
+        add_special_tokens: bool = True,
+    ) -> Started:
+        """Text and ids of a prompt or of messages, as a job would run them."""
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included. Raises BadRequest for an id outside the vocabulary."""
+
+    async def start(self) -> None:
+        """Begin working; call once, on the event loop that will serve."""
+
+    async def stop(self, drain_s: float) -> None:
+        """Let running jobs finish for at most `drain_s` seconds, then end."""

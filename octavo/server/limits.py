@@ -1,0 +1,56 @@
+"""Checks that several doors share, made before any work is queued (HARDENING S9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import BadRequest
+from octavo.server.settings import ServerSettings
+
+
+def at_most(name: str, got: int, limit: int, what: str) -> None:
+    """Raises BadRequest when there are more than `limit` of them."""
+    if got > limit:
+        raise BadRequest(f"{name} has {got} {what}, but at most {limit} are allowed.", param=name)
+
+
+def check_messages(messages: list[dict[str, Any]], settings: ServerSettings) -> None:
+    """Each needs a role and a content that is a string, null or a list of text parts."""
+    if not messages:
+        raise BadRequest("messages is empty.", hint="Send at least one message.", param="messages")
+    at_most("messages", len(messages), settings.max_messages, "messages")
+    for i, message in enumerate(messages):
+        where = f"messages.{i}"
+        if not isinstance(message.get("role"), str) or not message["role"]:
+            raise BadRequest(f"{where} has no role.", hint="Give it one, e.g. 'user'.", param=f"{where}.role")
+        content = message.get("content")
+        if isinstance(content, list):
+            for j, part in enumerate(content):
+                _check_part(part, f"{where}.content.{j}")
+        elif content is not None and not isinstance(content, str):
+            raise BadRequest(
+                f"{where}.content must be a string or a list of parts.", param=f"{where}.content"
+            )
+
+
+def _check_part(part: Any, where: str) -> None:
+    """A text part; other kinds need a model that sees or hears."""
+    if isinstance(part, str):
+        return
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise BadRequest(f"{where} must be an object with a type, e.g. 'text'.", param=where)
+    if kind not in ("text", "input_text", "output_text", "refusal"):
+        raise BadRequest(f"{where} is of type {kind[:40]!r}, but this model takes text only.", param=where)
+    if not isinstance(part.get("text", part.get("refusal")), str):
+        raise BadRequest(f"{where} has no text.", param=f"{where}.text")
+
+
+def check_template(template: str | None, settings: ServerSettings) -> None:
+    """A template of the client's own runs only where the server trusts its clients. Raises BadRequest."""
+    if template is not None and not settings.trust_request_chat_template:
+        raise BadRequest(
+            "This server does not take a chat_template with the request.",
+            hint="Start it with --trust-request-chat-template.",
+            param="chat_template",
+        )

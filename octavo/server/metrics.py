@@ -1,0 +1,199 @@
+"""Prometheus metrics under vLLM's names, so that dashboards made for it work.
+
+Counters and gauges of the engine are read from its statistics when somebody scrapes; latencies come from the
+service, which calls this object as its recorder. Seconds and tokens throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from octavo.types.stats import EngineStats, RequestTimes
+
+if TYPE_CHECKING:
+    from octavo.server.hub import Hub
+    from octavo.server.state import State
+
+LABELS = ("model_name", "engine")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+# Bucket edges as in vLLM, so that panels with fixed "le" values keep their meaning.
+_TTFT = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_PER_TOKEN = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
+    *(10.0, 20.0, 40.0, 80.0),
+)
+_REQUEST = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+_N = (1, 2, 5, 10, 20)
+
+_MOST_REMEMBERED = 4096
+"""Sequences whose last token's time is kept; far more than run at once."""
+
+_HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "time_to_first_token_seconds": ("Time to first token.", _TTFT),
+    "inter_token_latency_seconds": ("Time between two tokens of a sequence.", _PER_TOKEN),
+    "request_time_per_output_token_seconds": ("Mean time per output token of a request.", _PER_TOKEN),
+    "e2e_request_latency_seconds": ("Time from arrival to the last token.", _REQUEST),
+    "request_inference_time_seconds": ("Time from arrival to the last token, queue included.", _REQUEST),
+    "request_prefill_time_seconds": ("Time from arrival to the first token.", _REQUEST),
+    "request_decode_time_seconds": ("Time from the first to the last token.", _REQUEST),
+    "request_params_n": ("n of a request.", _N),
+}
+
+
+def token_buckets(longest: int) -> tuple[float, ...]:
+    """Edges 1, 2, 5, 10, ... up to `longest` tokens."""
+    edges = [float(m * 10**e) for e in range(10) for m in (1, 2, 5) if m * 10**e <= max(longest, 1)]
+    return tuple(edges)
+
+
+class Metrics:
+    """The server's private registry. Every method may be called from any thread."""
+
+    def __init__(self, prefix: str = "vllm:") -> None:
+        self._prefix = prefix
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._histograms: dict[str, Histogram] = {}
+        self._finished: dict[str, Counter] = {}
+        self._inter_token: Histogram | None = None
+        self._last_s: dict[int, float] = {}
+        """When a sequence last got a token; the least recently served is dropped first."""
+
+    def watch(self, service: Hub, model_name: str) -> None:
+        """Begin to report `service` under `model_name`; call once, before the first request."""
+        labels = (model_name, "0")
+        longest = token_buckets(service.info.max_model_len)
+        tables = dict(_HISTOGRAMS)
+        tables["request_prompt_tokens"] = ("Prompt tokens of a request.", longest)
+        tables["request_generation_tokens"] = ("Generated tokens of a request.", longest)
+        tables["request_max_num_generation_tokens"] = ("Longest answer of a request.", longest)
+        tables["request_params_max_tokens"] = ("max_tokens of a request.", longest)
+        for name, (text, edges) in tables.items():
+            family = Histogram(self._prefix + name, text, LABELS, buckets=edges, registry=self.registry)
+            self._histograms[name] = family.labels(*labels)
+        self._inter_token = self._histograms["inter_token_latency_seconds"]
+        finished = Counter(
+            self._prefix + "request_success",
+            "Finished sequences by reason.",
+            (*LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self._finished = {reason: finished.labels(*labels, reason) for reason in FINISH_REASONS}
+        self.registry.register(_EngineCollector(service, self._prefix, labels))
+
+    def on_tokens(self, index: int, n: int, now: float) -> None:
+        """The service's report: sequence number `index` got `n` tokens at time.monotonic() `now`."""
+        before = self._last_s.pop(index, None)
+        self._last_s[index] = now
+        if len(self._last_s) > _MOST_REMEMBERED:
+            del self._last_s[next(iter(self._last_s))]
+        if before is not None and self._inter_token is not None:
+            self._inter_token.observe(now - before)
+
+    def on_finish(self, times: RequestTimes) -> None:
+        """The service's report of a finished sequence."""
+        seen = self._histograms
+        if not seen:
+            return
+        self._finished.get(times.finish_reason, self._finished["error"]).inc()
+        seen["request_prompt_tokens"].observe(times.prompt_tokens)
+        seen["request_generation_tokens"].observe(times.output_tokens)
+        seen["request_max_num_generation_tokens"].observe(times.output_tokens)
+        seen["request_params_n"].observe(times.n)
+        if times.max_tokens is not None:
+            seen["request_params_max_tokens"].observe(times.max_tokens)
+        if times.first_token_s is None or times.last_token_s is None:
+            return
+        seen["time_to_first_token_seconds"].observe(times.first_token_s - times.arrival_s)
+        seen["request_prefill_time_seconds"].observe(times.first_token_s - times.arrival_s)
+        seen["e2e_request_latency_seconds"].observe(times.last_token_s - times.arrival_s)
+        seen["request_inference_time_seconds"].observe(times.last_token_s - times.arrival_s)
+        decode_s = times.last_token_s - times.first_token_s
+        seen["request_decode_time_seconds"].observe(decode_s)
+        if times.output_tokens > 1:
+            seen["request_time_per_output_token_seconds"].observe(decode_s / (times.output_tokens - 1))
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return bytes(generate_latest(self.registry))
+
+
+class _EngineCollector:
+    """Reads the engine's statistics once per scrape."""
+
+    def __init__(self, service: Hub, prefix: str, labels: tuple[str, str]) -> None:
+        self._service = service
+        self._prefix = prefix
+        self._labels = labels
+
+    def describe(self) -> Iterable[Metric]:
+        """Names only, so that registering does not ask the engine."""
+        return self._families(EngineStats())
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per statistic."""
+        yield from self._families(self._service.stats())
+
+    def _families(self, stats: EngineStats) -> Iterator[Metric]:
+        gauges = (
+            ("num_requests_running", "Sequences in the running batch.", stats.running),
+            ("num_requests_waiting", "Sequences that wait.", stats.waiting),
+            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", stats.kv_used),
+        )
+        counters = (
+            ("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens_total),
+            ("prompt_tokens_cached", "Prompt tokens from the prefix cache.", stats.prefix_hit_tokens_total),
+            ("generation_tokens", "Tokens generated.", stats.generation_tokens_total),
+            ("num_preemptions", "Sequences put back to wait.", stats.preemptions_total),
+            (
+                "prefix_cache_queries",
+                "Tokens looked up in the prefix cache.",
+                stats.prefix_queried_tokens_total,
+            ),
+            ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hit_tokens_total),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(self._prefix + name, text, labels=LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text, value in counters:
+            counter = CounterMetricFamily(self._prefix + name, text, labels=LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        waiting = GaugeMetricFamily(
+            self._prefix + "num_requests_waiting_by_reason",
+            "Sequences that wait.",
+            labels=(*LABELS, "reason"),
+        )
+        waiting.add_metric((*self._labels, "capacity"), stats.waiting)
+        yield waiting
+        info = GaugeMetricFamily(
+            self._prefix + "cache_config_info",
+            "The KV cache, as labels.",
+            labels=(*LABELS, "block_size", "num_gpu_blocks", "num_cpu_blocks"),
+        )
+        info.add_metric((*self._labels, str(stats.block_size), str(stats.blocks), str(stats.blocks)), 1)
+        yield info
+
+
+def routes(state: State) -> list[Route]:
+    """GET /metrics."""
+
+    async def metrics(request: Request) -> Response:
+        return Response(state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return [Route("/metrics", metrics, methods=["GET"])]

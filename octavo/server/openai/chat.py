@@ -1,0 +1,282 @@
+"""POST /v1/chat/completions: messages in, one or more assistant messages out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from octavo.errors import BadRequest
+from octavo.server.limits import at_most, check_messages, check_template
+from octavo.server.openai.common import (
+    Head,
+    UsageRules,
+    check_ceilings,
+    head,
+    refuse_unsupported,
+    sampling_params,
+    usage_info,
+    warning_headers,
+)
+from octavo.server.openai.logprobs import Speller, chat_logprobs, prompt_logprobs
+from octavo.server.openai.replies import (
+    FINGERPRINT,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatReply,
+    Delta,
+    Message,
+)
+from octavo.server.openai.requests import ChatRequest, misspelt
+from octavo.server.runs import Answer, Run, collect
+from octavo.server.settings import ServerSettings
+from octavo.server.state import State
+from octavo.server.wire import SSE_DONE, Stream, convert, read_object, reply, request_name, unless_gone
+from octavo.types.job import ChatOptions, Event, Job
+
+_ENCODE = msgspec.json.Encoder().encode
+
+
+def routes(state: State) -> list[Route]:
+    """The chat door's route."""
+
+    async def chat(request: Request) -> Response:
+        return await unless_gone(request, Chat(state).answer(request))
+
+    return [Route("/v1/chat/completions", chat, methods=["POST"])]
+
+
+class Chat:
+    """One request: parsed, run, rendered."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._settings = state.settings
+
+    async def answer(self, request: Request) -> Response:
+        """The whole life of a request. Raises OctavoError for what cannot be."""
+        raw = await read_object(request, self._settings.max_body_bytes)
+        body = convert(raw, ChatRequest)
+        model = self._state.check_model(body.model)
+        self._body = body
+        self._head = head("chatcmpl", request_name(request, body.request_id), model)
+        job = parse(body, self._state, self._head)
+        headers = warning_headers(misspelt(raw, ChatRequest))
+        run = await Run.begin(self._state, [job])
+        if body.stream:
+            settings = self._settings
+            return Stream(
+                self._chunks(run),
+                on_close=run.close,
+                headers=headers,
+                stall_s=settings.slow_reader_timeout_s,
+                keep_alive_s=settings.sse_keep_alive_interval,
+            )
+        async with run:
+            response = reply(self._reply(run, await collect(run)))
+        response.headers.update(headers)
+        return response
+
+    @property
+    def _role(self) -> str:
+        """Who answers: the server's role, or the last message's when that is continued."""
+        if self._body.add_generation_prompt is not False:
+            return self._settings.response_role
+        return str(self._body.messages[-1]["role"])
+
+    @property
+    def _echo(self) -> str:
+        """The text of the message that is continued, when the client wants it back."""
+        last = self._body.messages[-1]
+        content = last.get("content")
+        if not self._body.echo or last["role"] != self._role or not content:
+            return ""
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+    @property
+    def _as_ids(self) -> bool:
+        asked = self._body.return_tokens_as_token_ids
+        return self._settings.return_tokens_as_token_ids if asked is None else asked
+
+    def _reply(self, run: Run, answers: list[Answer]) -> ChatReply:
+        """The body of a reply that is not streamed."""
+        body, started = self._body, run.started[0]
+        shown = [entry for event in answers[0].events for entry in event.prompt_logprobs]
+        wanted = body.prompt_logprobs is not None
+        return ChatReply(
+            **msgspec.structs.asdict(self._head),
+            choices=[self._choice(i, answer) for i, answer in enumerate(answers)],
+            usage=usage_info(run.usage, self._settings),
+            prompt_logprobs=prompt_logprobs(shown, self._state.vocabulary) if wanted else None,
+            prompt_token_ids=list(started.prompt_ids) if body.return_token_ids else None,
+            prompt_text=started.prompt if body.return_prompt_text else None,
+        )
+
+    def _choice(self, index: int, answer: Answer) -> ChatChoice:
+        body, finish = self._body, answer.finish
+        assert finish is not None
+        logprobs = None
+        if body.logprobs:
+            entries = [entry for event in answer.events for entry in event.logprobs]
+            speller = Speller(self._state.vocabulary, self._as_ids)
+            logprobs = chat_logprobs(entries, body.top_logprobs or 0, speller)
+        return ChatChoice(
+            index=index,
+            message=Message(role=self._role, content=self._echo + answer.text),
+            logprobs=logprobs,
+            finish_reason=finish.reason,
+            stop_reason=finish.stop_reason,
+            token_ids=answer.tokens if body.return_token_ids else None,
+        )
+
+    async def _chunks(self, run: Run) -> AsyncGenerator[bytes, None]:
+        """The stream: a role chunk per choice, then the news, then usage where it is wanted."""
+        body, settings = self._body, self._settings
+        rules = UsageRules.of(body, settings)
+        make = ChunkMaker(self._head, body, self._state, self._as_ids, run.choices)
+        start = Delta(role=self._role, content="")
+        for index in range(run.choices):
+            chunk = make.chunk(ChatChunkChoice(index=index, delta=start))
+            started = run.started[0]
+            chunk.prompt_token_ids = list(started.prompt_ids) if body.return_token_ids else None
+            if body.return_prompt_text:
+                chunk.prompt_text = started.prompt
+            if rules.every:
+                chunk.usage = usage_info(run.usage, settings)
+            yield _line(chunk)
+            if self._echo:
+                said = ChatChunkChoice(index=index, delta=Delta(content=self._echo))
+                yield _line(make.chunk(said))
+        async for index, event in run.events():
+            chunk = make.news(index, event)
+            if rules.every:
+                chunk.usage = usage_info(run.usage, settings)
+            yield _line(chunk)
+        if rules.last:
+            chunk = make.chunk(None)
+            chunk.usage = usage_info(run.usage, settings)
+            yield _line(chunk)
+        yield SSE_DONE
+
+
+class ChunkMaker:
+    """Turns events into chunks; cheap, as it runs once per token."""
+
+    def __init__(self, head: Head, body: ChatRequest, state: State, as_ids: bool, choices: int) -> None:
+        self._head = head
+        self._ids = body.return_token_ids
+        self._top = (body.top_logprobs or 0) if body.logprobs else None
+        self._spellers = [Speller(state.vocabulary, as_ids) for _ in range(choices)] if body.logprobs else []
+
+    def chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
+        """A chunk of one choice or of none."""
+        top = self._head
+        choices = [] if choice is None else [choice]
+        return ChatChunk(id=top.id, created=top.created, model=top.model, choices=choices)
+
+    def news(self, index: int, event: Event) -> ChatChunk:
+        """The chunk of one event."""
+        choice = ChatChunkChoice(
+            index=index,
+            delta=Delta(content=event.text),
+            token_ids=list(event.tokens) if self._ids else None,
+        )
+        if self._top is not None and event.logprobs:
+            choice.logprobs = chat_logprobs(event.logprobs, self._top, self._spellers[index])
+        chunk = self.chunk(choice)
+        if event.finish is not None:
+            choice.finish_reason = event.finish.reason
+            choice.stop_reason = event.finish.stop_reason
+            chunk.system_fingerprint = FINGERPRINT
+        return chunk
+
+
+def _line(chunk: ChatChunk) -> bytes:
+    """One data line."""
+    return b"data: " + _ENCODE(chunk) + b"\n\n"
+
+
+def parse(body: ChatRequest, state: State, head: Head) -> Job:
+    """The job that a body asks for. Raises BadRequest."""
+    settings = state.settings
+    refuse_unsupported(body)
+    check_ceilings(body, settings, prompts=1)
+    check_messages(body.messages, settings)
+    _check_tools(body, settings)
+    _check_options(body, settings)
+    logprobs = None
+    if body.logprobs:
+        logprobs = body.top_logprobs or 0
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    return Job(
+        id=head.id,
+        sampling=sampling_params(
+            body, state, n=body.n, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
+        ),
+        messages=tuple(body.messages),
+        chat=chat_options(body),
+        priority=body.priority or 0,
+        salt=body.cache_salt or "",
+        model=head.model,
+    )
+
+
+def chat_options(body: ChatRequest) -> ChatOptions:
+    """How the messages are to be rendered."""
+    kwargs = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    return ChatOptions(
+        template=body.chat_template,
+        tools=tuple(body.tools) if body.tools else None,
+        documents=tuple(body.documents) if body.documents else None,
+        kwargs=kwargs,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+    )
+
+
+def _check_tools(body: ChatRequest, settings: ServerSettings) -> None:
+    """Tools are shown to the model; a call that is forced or parsed needs what is not there yet."""
+    if body.tools is not None:
+        at_most("tools", len(body.tools), settings.max_tools, "tools")
+        if not body.tools:
+            raise BadRequest("tools is empty.", hint="Leave it out.", param="tools")
+    choice = body.tool_choice
+    if choice in (None, "none") or (choice == "auto" and body.tools):
+        return
+    if choice == "auto":
+        raise BadRequest("tool_choice is 'auto', but there are no tools.", param="tool_choice")
+    if choice == "required" or isinstance(choice, dict):
+        raise BadRequest(
+            "A forced tool_choice is not supported yet.", hint="Use 'auto' or 'none'.", param="tool_choice"
+        )
+    raise BadRequest(
+        "tool_choice must be 'none', 'auto', 'required' or a named function.", param="tool_choice"
+    )
+
+
+def _check_options(body: ChatRequest, settings: ServerSettings) -> None:
+    """Rules between fields."""
+    check_template(body.chat_template, settings)
+    if body.continue_final_message and body.add_generation_prompt is not False:
+        raise BadRequest(
+            "continue_final_message and add_generation_prompt cannot both be true.",
+            hint='Send "add_generation_prompt": false.',
+            param="continue_final_message",
+        )
+    if body.top_logprobs and not body.logprobs:
+        raise BadRequest('top_logprobs needs "logprobs": true.', param="top_logprobs")
+    if body.top_logprobs is not None and body.top_logprobs < -1:
+        raise BadRequest("top_logprobs must be at least 0, or -1 for all.", param="top_logprobs")
+    if body.stream and body.prompt_logprobs is not None and body.prompt_logprobs != 0:
+        raise BadRequest("prompt_logprobs cannot be streamed.", param="prompt_logprobs")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise BadRequest("best_of is only for /v1/completions.", hint="Use n.", param="best_of")
+    if body.modalities and body.modalities != ["text"]:
+        raise BadRequest("modalities: this server answers with text only.", param="modalities")

@@ -1,0 +1,150 @@
+"""What the two OpenAI doors share: checks before any work, sampling, ids, usage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from octavo.errors import BadRequest
+from octavo.server.limits import at_most
+from octavo.server.openai.replies import PromptDetails, UsageInfo
+from octavo.server.openai.requests import NOT_YET, CommonRequest
+from octavo.server.runs import Usage
+from octavo.server.settings import ServerSettings
+from octavo.server.state import State
+from octavo.types.sampling import SamplingParams
+
+_INT32_MAX = 2**31 - 1
+_SALT_FORBIDS = "@/\\\0"
+_MAX_SALT_CHARS = 128
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What every reply and chunk of one request repeats."""
+
+    id: str
+    created: int
+    model: str
+
+
+def head(prefix: str, name: str, model: str) -> Head:
+    """The head of a reply that begins now; `name` is the request's id without its prefix."""
+    return Head(id=f"{prefix}-{name}", created=int(time.time()), model=model)
+
+
+def refuse_unsupported(body: CommonRequest) -> None:
+    """Raises BadRequest for a field that would change the output and is not there yet."""
+    for name in body.__struct_fields__:
+        if name in NOT_YET and getattr(body, name) not in (None, False, "", [], {}):
+            raise BadRequest(f"{name} is not supported yet.", hint=NOT_YET[name], param=name)
+    wanted = (body.response_format or {}).get("type", "text")
+    if wanted != "text":
+        shown = wanted if isinstance(wanted, str) else type(wanted).__name__
+        raise BadRequest(
+            f"response_format of type {shown[:40]!r} is not supported yet.",
+            hint="Only {'type': 'text'} is.",
+            param="response_format",
+        )
+    if body.truncation_side not in (None, "left"):
+        raise BadRequest(
+            "truncation_side must be 'left': a prompt is cut at its beginning.", param="truncation_side"
+        )
+
+
+def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) -> None:
+    """The product of what one request asks for, before anything is queued (HARDENING S9)."""
+    sequences = max(body.n or 1, getattr(body, "best_of", None) or 1)
+    if prompts * sequences > settings.max_sequences:
+        what = f"n={sequences}" if prompts == 1 else f"{prompts} prompts with n={sequences}"
+        limit = settings.max_sequences
+        raise BadRequest(f"{what} is more than {limit} sequences in one request.", param="n")
+    stops = body.stop if isinstance(body.stop, list) else []
+    at_most("stop", len(stops), settings.max_stop_strings, "strings")
+    at_most("bad_words", len(body.bad_words or ()), settings.max_bad_words, "strings")
+    at_most("logit_bias", len(body.logit_bias or ()), settings.max_listed_ids, "entries")
+    at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_listed_ids, "ids")
+    if body.priority is not None and abs(body.priority) > _INT32_MAX:
+        raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
+    salt = body.cache_salt
+    if salt is not None and not _good_salt(salt):
+        raise BadRequest(
+            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
+        )
+    if body.stream_options is not None and not body.stream:
+        raise BadRequest(
+            "stream_options is only for streams.", hint='Add "stream": true.', param="stream_options"
+        )
+
+
+def _good_salt(salt: str) -> bool:
+    return 0 < len(salt) <= _MAX_SALT_CHARS and not any(c in _SALT_FORBIDS for c in salt)
+
+
+def sampling_params(body: CommonRequest, state: State, **decided: Any) -> SamplingParams:
+    """The request's sampling over the model's defaults; `decided` holds what the doors name differently.
+
+    Raises BadRequest for a value outside its range.
+    """
+    limit = state.service.info.max_model_len
+    max_tokens = decided.get("max_tokens")
+    if max_tokens is not None and max_tokens > limit:
+        raise BadRequest(
+            f"max_tokens={max_tokens} is more than this model's context of {limit} tokens.",
+            param="max_tokens",
+        )
+    fields = dict(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+        stop=body.stop,
+        stop_token_ids=body.stop_token_ids,
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        logit_bias=body.logit_bias,
+        allowed_token_ids=body.allowed_token_ids,
+        bad_words=body.bad_words,
+        skip_special_tokens=body.skip_special_tokens,
+        spaces_between_special_tokens=body.spaces_between_special_tokens,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
+        stream_interval=body.stream_interval,
+        **decided,
+    )
+    return state.service.preparer.generation.apply(fields)
+
+
+class UsageRules(msgspec.Struct, frozen=True):
+    """When a stream tells token counts."""
+
+    last: bool
+    every: bool
+
+    @classmethod
+    def of(cls, body: CommonRequest, settings: ServerSettings) -> UsageRules:
+        """From `stream_options` and the server's setting that forces them."""
+        options = body.stream_options
+        last = settings.enable_force_include_usage or bool(options and options.include_usage)
+        return cls(last=last, every=last and bool(options and options.continuous_usage_stats))
+
+
+def usage_info(usage: Usage, settings: ServerSettings) -> UsageInfo:
+    """The counts so far."""
+    details = PromptDetails(usage.cached) if settings.enable_prompt_tokens_details and usage.cached else None
+    return UsageInfo(
+        prompt_tokens=usage.prompt,
+        completion_tokens=usage.completion,
+        total_tokens=usage.prompt + usage.completion,
+        prompt_tokens_details=details,
+    )
+
+
+def warning_headers(warning: str | None) -> dict[str, str]:
+    """X-Octavo-Warning where there is something to say."""
+    return {"X-Octavo-Warning": warning} if warning else {}

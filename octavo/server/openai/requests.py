@@ -1,0 +1,186 @@
+"""The bodies that OpenAI's doors take: every field, its type and what is not there yet."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import msgspec
+
+from octavo.log import logger
+
+log = logger(__name__)
+
+Ids = list[int]
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """`stream_options`: where token counts appear in a stream."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class CommonRequest(msgspec.Struct, kw_only=True):
+    """Fields of both doors. None means "not given" everywhere: the model's default, then vLLM's."""
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Ids | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: Ids | None = None
+    bad_words: list[str] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    add_special_tokens: bool | None = None
+    echo: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    stream_interval: int | None = None
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    session_id: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    response_format: dict[str, Any] | None = None
+    use_beam_search: bool | None = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
+    logprob_token_ids: Any = None
+    thinking_token_budget: Any = None
+    repetition_detection: Any = None
+    kv_transfer_params: Any = None
+    ec_transfer_params: Any = None
+    mm_payload: Any = None
+    return_token_offsets: Any = None
+    routed_experts_prompt_start: Any = None
+    watermarking: Any = None
+
+
+class CompletionRequest(CommonRequest, kw_only=True):
+    """Body of POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: int | bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    prompt_embeds: Any = None
+
+
+class ChatRequest(CommonRequest, kw_only=True):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    return_prompt_text: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    verbosity: str | None = None
+    prediction: Any = None
+    best_of: int | None = None
+
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+    media_io_kwargs: Any = None
+    mm_processor_kwargs: Any = None
+
+
+NOT_YET: dict[str, str] = {
+    "use_beam_search": "Sample with n instead.",
+    "structured_outputs": "Leave it out.",
+    "guided_json": "Leave it out.",
+    "guided_regex": "Leave it out.",
+    "guided_choice": "Leave it out.",
+    "guided_grammar": "Leave it out.",
+    "guided_json_object": "Leave it out.",
+    "logprob_token_ids": "Use logprobs.",
+    "thinking_token_budget": "Use max_tokens.",
+    "repetition_detection": "The server's own loop guard is on by default.",
+    "kv_transfer_params": "Leave it out.",
+    "ec_transfer_params": "Leave it out.",
+    "mm_payload": "This server takes text only.",
+    "return_token_offsets": "Leave it out.",
+    "routed_experts_prompt_start": "Leave it out.",
+    "watermarking": "Leave it out.",
+    "suffix": "Put the text before the gap into prompt.",
+    "prompt_embeds": "Send prompt as text or token ids.",
+    "audio": "This server answers with text only.",
+    "web_search_options": "Leave it out.",
+    "functions": "Use tools.",
+    "function_call": "Use tools and tool_choice.",
+    "media_io_kwargs": "This server takes text only.",
+    "mm_processor_kwargs": "This server takes text only.",
+}
+"""Fields that would change the output and are not there: refused by name, never ignored."""
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_MOST_WARNED = 8
+
+
+def misspelt(body: dict[str, Any], kind: type[msgspec.Struct]) -> str | None:
+    """A warning about unknown keys that look like known ones (``max-tokens``), logged once per request.
+
+    Other unknown keys are ignored, as clients send all sorts of things. The text is safe in a header.
+    """
+    known = kind.__struct_fields__
+    unknown = [key for key in body if key not in known]
+    found = []
+    for key in unknown[:_MOST_WARNED]:
+        if len(key) > 64 or not key.isascii() or not key.isprintable():
+            continue
+        plain = _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
+        near = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
+        if near:
+            found.append(f"unknown field '{key}' was ignored; did you mean '{near[0]}'?")
+    if not found:
+        return None
+    warning = "; ".join(found)
+    log.warning("a request's %s", warning)
+    return warning

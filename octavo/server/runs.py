@@ -1,0 +1,185 @@
+"""One HTTP request at work: its jobs submitted together, their events merged, all ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+
+import msgspec
+
+from octavo.log import logger
+from octavo.server.errors import EngineFailed
+from octavo.server.hub import JobEvents
+from octavo.server.state import State
+from octavo.types.engine import Finish
+from octavo.types.job import Event, Job, Started
+
+log = logger(__name__)
+
+_MERGED_EVENTS = 64
+"""Events held between the jobs of one request and a slow client."""
+
+
+class Usage:
+    """Token counts of one HTTP request, kept as events pass."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt = prompt_tokens
+        self.completion = 0
+        self.cached = 0
+
+
+class Run:
+    """The jobs of one request: choice number ``job * n + sequence``.
+
+    ``await Run.begin(state, jobs)`` submits every job (all or none; OctavoError when one is refused);
+    ``close``, or leaving ``async with run``, aborts whatever has not finished.
+    """
+
+    def __init__(self, state: State, jobs: Sequence[Job]) -> None:
+        self._state = state
+        self._service = state.service
+        self._jobs = [msgspec.structs.replace(job, id=f"{job.id}-{uuid.uuid4().hex[:8]}") for job in jobs]
+        self._streams: list[JobEvents] = []
+        self._open = {job.id for job in self._jobs}
+        self.n = jobs[0].sampling.n
+        self.started: list[Started] = []
+        self.usage = Usage(0)
+
+    @classmethod
+    async def begin(cls, state: State, jobs: Sequence[Job]) -> Run:
+        """A run whose jobs are all accepted. Raises OctavoError."""
+        run = cls(state, jobs)
+        try:
+            await run._submit()
+        except BaseException:
+            await run.close()
+            raise
+        return run
+
+    @property
+    def choices(self) -> int:
+        """How many answers there will be."""
+        return self.n * len(self._jobs)
+
+    async def _submit(self) -> None:
+        for job in self._jobs:
+            self._log(job)
+            stream = await self._service.submit(job)
+            self._streams.append(stream)
+            first = await anext(stream)
+            if not isinstance(first, Started):
+                raise RuntimeError("a job must begin with Started")
+            self.started.append(first)
+        self.usage = Usage(sum(len(s.prompt_ids) for s in self.started))
+
+    async def __aenter__(self) -> Run:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Abort what still runs; safe to call twice."""
+        open_ids, self._open = self._open, set()
+        for job_id in open_ids:
+            self._service.abort(job_id)
+        for stream in self._streams:
+            with contextlib.suppress(Exception):
+                await stream.aclose()
+
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
+        """(choice, event) until every choice has finished. Raises EngineFailed when one ends in an error."""
+        source = self._single() if len(self._streams) == 1 else self._merged()
+        counted = self.usage
+        seen: set[int] = set()
+        finished = 0
+        async for choice, event in source:
+            counted.completion += len(event.tokens)
+            if event.index == 0 and choice not in seen:
+                counted.cached += event.cached_tokens
+                seen.add(choice)
+            if event.finish is not None:
+                finished += 1
+                if event.finish.reason == "error":
+                    raise EngineFailed(event.finish.error or "The engine ended this request with an error.")
+            yield choice, event
+        if finished != self.choices:
+            raise EngineFailed("The engine stopped before this request was finished.")
+
+    async def _single(self) -> AsyncGenerator[tuple[int, Event], None]:
+        async for event in self._streams[0]:
+            if isinstance(event, Event):
+                yield event.index, event
+        self._open.clear()
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, Event], None]:
+        """Several jobs' events in the order of their arrival."""
+        queue: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue(_MERGED_EVENTS)
+        pumps = [asyncio.ensure_future(self._pump(i, queue)) for i in range(len(self._streams))]
+        try:
+            left = len(pumps)
+            while left:
+                item = await queue.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, i: int, queue: asyncio.Queue[tuple[int, Event] | BaseException | None]) -> None:
+        try:
+            async for event in self._streams[i]:
+                if isinstance(event, Event):
+                    await queue.put((i * self.n + event.index, event))
+            self._open.discard(self._jobs[i].id)
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    def _log(self, job: Job) -> None:
+        """One line per job when that is wanted: never the text itself."""
+        if self._state.settings.enable_log_requests:
+            log.info("request %s: %s", job.id, job.sampling)
+
+
+class Answer:
+    """One choice collected to its end, for replies that are not streamed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tokens: list[int] = []
+        self.events: list[Event] = []
+        self.finish: Finish | None = None
+
+    def add(self, event: Event) -> None:
+        """Take in one event."""
+        self.text += event.text
+        self.tokens.extend(event.tokens)
+        if event.logprobs or event.prompt_logprobs:
+            self.events.append(event)
+        if event.finish is not None:
+            self.finish = event.finish
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Sum of the chosen tokens' log-probabilities; 0 without logprobs."""
+        return sum(lp.values[0] for event in self.events for lp in event.logprobs)
+
+
+async def collect(run: Run) -> list[Answer]:
+    """All answers of a run, in the order of the choices."""
+    answers = [Answer() for _ in range(run.choices)]
+    async for choice, event in run.events():
+        answers[choice].add(event)
+    return answers

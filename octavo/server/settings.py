@@ -1,0 +1,94 @@
+"""How the HTTP server is reached, guarded and bounded; made once by the command line or a test."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of the doors; nothing here concerns the model. Names follow the flags of ``octavo serve``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 lets the system choose; the ready line says which."""
+    uds: str | None = None
+    """Path of a unix socket to listen on instead of host and port."""
+    ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = 0
+    """0 none, 1 optional, 2 required client certificates (the values of the ``ssl`` module)."""
+    ssl_ciphers: str | None = None
+    root_path: str = ""
+    """Prefix that a reverse proxy strips, e.g. ``/llm``."""
+
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens every route; without keys everything is open."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names accepted besides loopback's own while bound to loopback; ``*`` turns the check off."""
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+
+    served_names: tuple[str, ...] = ()
+    """Model names to answer to; the first is reported. Empty: the names that the service has."""
+    response_role: str = "assistant"
+    return_tokens_as_token_ids: bool = False
+    trust_request_chat_template: bool = False
+    enable_log_requests: bool = False
+    enable_prompt_tokens_details: bool = False
+    enable_force_include_usage: bool = False
+    enable_request_id_headers: bool = False
+    disable_docs: bool = False
+    disable_access_log: bool = False
+    uvicorn_log_level: str = "info"
+    metrics_prefix: str = "vllm:"
+
+    max_body_bytes: int = 64 * 2**20
+    max_messages: int = 4096
+    max_tools: int = 512
+    max_prompts: int = 1024
+    max_sequences: int = 16384
+    """Ceiling of prompts times n (or best_of) of one HTTP request."""
+    max_stop_strings: int = 4
+    max_bad_words: int = 128
+    max_listed_ids: int = 4096
+    """Ceiling of entries in logit_bias and stop_token_ids."""
+    sse_keep_alive_interval: float = 0.0
+    """Seconds of silence after which a stream gets a comment line; 0 for never."""
+    slow_reader_timeout_s: float = 60.0
+    """A stream whose client takes nothing for this long is cut and its request aborted."""
+    keep_alive_timeout_s: int = 5
+    """Idle seconds after which a kept-alive connection is closed."""
+    shutdown_timeout_s: float = 30.0
+    """How long running requests may go on after SIGTERM."""
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect over TCP (a unix socket is not TCP)."""
+        return self.uds is None and is_loopback(self.host)
+
+    @property
+    def url(self) -> str:
+        """Where a person finds the server."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        scheme = "https" if self.ssl_certfile else "http"
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"{scheme}://{shown}:{self.port}{self.root_path}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address (brackets allowed) means this machine only."""
+    name = host.strip("[]").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

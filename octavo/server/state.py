@@ -1,0 +1,72 @@
+"""What changes while the server runs: loading, ready, draining, failed; and what the doors share."""
+
+from __future__ import annotations
+
+from octavo.errors import NotFound, Unavailable
+from octavo.server.hub import Hub, Vocabulary
+from octavo.server.metrics import Metrics
+from octavo.server.settings import ServerSettings
+
+
+class State:
+    """Held by every door. The service comes later than the routes, because the port is bound first."""
+
+    def __init__(self, settings: ServerSettings, service: Hub | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.metrics_prefix)
+        self.active = 0
+        """POST requests at work, streams included."""
+        self.draining = False
+        self._service: Hub | None = None
+        if service is not None:
+            self.open(service)
+
+    def open(self, service: Hub) -> None:
+        """From now on there is a model."""
+        self._service = service
+        self.metrics.watch(service, self.names[0])
+
+    @property
+    def service(self) -> Hub:
+        """The service, ready for a job. Raises Unavailable while loading or draining and after a failure."""
+        if self.draining:
+            raise Unavailable("The server is shutting down.", hint="Send the request to another one.")
+        if self._service is None:
+            raise Unavailable("The model is still loading.", hint="Try again in a moment.")
+        if self._service.failure is not None:
+            raise Unavailable("The engine has failed.", hint="Its log says why; restart the server.")
+        if not self._service.ready:
+            raise Unavailable("The engine is not ready.", hint="Try again in a moment.")
+        return self._service
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Single tokens as text; None without a tokenizer."""
+        return self._service.tokenizer if self._service is not None else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be accepted now."""
+        try:
+            return self.service is not None
+        except Unavailable:
+            return False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that requests may use for the model. Raises Unavailable while loading."""
+        if self._service is None:
+            raise Unavailable("The model is still loading.", hint="Try again in a moment.")
+        return self.settings.served_names or self._service.info.names
+
+    def check_model(self, asked: str | None) -> str:
+        """The name to report for a request that asked for `asked`. Raises NotFound with the valid names."""
+        names = self.names
+        if not asked or asked in names:
+            return asked or names[0]
+        shown = asked if len(asked) <= 200 else asked[:197] + "..."
+        raise NotFound(
+            f"The model {shown!r} does not exist.",
+            hint=f"This server has: {', '.join(names)}.",
+            param="model",
+        )

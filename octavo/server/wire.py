@@ -1,0 +1,238 @@
+"""Bytes in and bytes out, shared by the doors: bodies, replies, event streams, clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from octavo.errors import OctavoError
+from octavo.log import logger
+from octavo.server.errors import ClientGone, ErrorBody, ErrorInfo, SchemaError, TooLarge, describe
+
+log = logger(__name__)
+T = TypeVar("T")
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
+_WHERE = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+
+SSE_DONE = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is certain, ClientGone when the client leaves."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            parts.append(part)
+    except ClientDisconnect as gone:
+        raise ClientGone from gone
+    return b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The request body is larger than this server's limit of {limit_bytes} bytes.")
+
+
+async def read_object(request: Request, limit_bytes: int, *, any_type: bool = False) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    With `any_type` the Content-Type does not matter (legacy clients send none). Raises SchemaError for
+    anything that is no JSON object.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    body = await read_body(request, limit_bytes)
+    if not any_type and kind and kind != "application/json" and not kind.endswith("+json"):
+        raise SchemaError(
+            f"Content-Type is {kind[:60]!r}.",
+            hint="Send JSON with the header 'Content-Type: application/json'.",
+            param="content-type",
+        )
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SchemaError(f"The body is not valid JSON: {error}.", param="body") from None
+    except RecursionError:
+        raise SchemaError("The body is nested too deeply.", param="body") from None
+    if not isinstance(value, dict):
+        raise SchemaError("The body must be a JSON object.", param="body")
+    return value
+
+
+def convert(value: dict[str, Any], kind: type[T]) -> T:
+    """`value` as a struct. Raises SchemaError with `param` ``body.<path>``; whole floats pass as integers."""
+    try:
+        return msgspec.convert(value, kind)
+    except RecursionError:
+        raise SchemaError("The body is nested too deeply.", param="body") from None
+    except msgspec.ValidationError as error:
+        text = str(error)
+        where = _WHERE.search(text)
+        path = where["path"] if where else ""
+        missing = _MISSING.search(text)
+        name = f"{path}.{missing['field']}" if missing else path
+        param = "body" + re.sub(r"\[(\d+)\]", r".\1", name)
+        told = _WHERE.sub("", text)
+        raise SchemaError(f"{param}: {told}.", param=param) from None
+
+
+def reply(value: object, status: int = 200) -> Response:
+    """A JSON response of a struct or plain data."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def request_name(request: Request, named: str | None = None) -> str:
+    """The client's id of a request (X-Request-Id, then `named`), or a fresh one.
+
+    Ids that do not match ``[A-Za-z0-9][A-Za-z0-9._:-]*`` (128 characters) are not taken: ids travel into
+    headers, logs and URLs.
+    """
+    for given in (request.headers.get("x-request-id"), named):
+        if given and _ID.fullmatch(given):
+            return given
+    return uuid.uuid4().hex
+
+
+async def gone(receive: Receive) -> None:
+    """Return when the client has closed the connection; the body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, but cancel it at once when the client goes away. Raises ClientGone then."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        await _cancelled(task, watcher)
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel what still runs and wait until it is over."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def sse_error(error: BaseException) -> bytes:
+    """How an error looks inside an event stream: one data line, then the end."""
+    return b"data: " + msgspec.json.encode(ErrorBody(describe(error))) + b"\n\n" + SSE_DONE
+
+
+class Stream(Response):
+    """A response whose pieces are sent as they come.
+
+    The client's going away closes the generator within one piece, which aborts the work behind it. A piece
+    is only asked for once the one before has been taken over by the socket, so that a slow reader holds up
+    nobody but itself; one that takes nothing for `stall_s` seconds is cut. `on_close` runs in every case.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        *,
+        on_close: Callable[[], Awaitable[None]],
+        on_error: Callable[[BaseException], bytes] = sse_error,
+        media_type: str = "text/event-stream; charset=utf-8",
+        headers: dict[str, str] | None = None,
+        stall_s: float = 60.0,
+        keep_alive_s: float = 0.0,
+    ) -> None:
+        self._pieces = pieces
+        self._on_close = on_close
+        self._on_error = on_error
+        self._stall_s = stall_s
+        self._keep_alive_s = keep_alive_s
+        self._sending = False
+        self._since_s = 0.0
+        self.status_code = 200
+        self.background = None
+        quiet = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": media_type}
+        self.init_headers({**quiet, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or stop early when the client is gone or stalls."""
+        tasks: list[asyncio.Future[None]] = []
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            self._since_s = asyncio.get_running_loop().time()
+            work = (self._write(send), gone(receive), self._watch(send))
+            tasks.extend(asyncio.ensure_future(part) for part in work)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancelled(*tasks)
+            with contextlib.suppress(Exception):
+                await self._pieces.aclose()
+            await self._on_close()
+
+    async def _write(self, send: Send) -> None:
+        """Pieces to the socket; an error becomes the last piece."""
+        clock = asyncio.get_running_loop().time
+        last = b""
+        try:
+            async for piece in self._pieces:
+                self._sending, self._since_s = True, clock()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._sending, self._since_s = False, clock()
+        except Exception as error:
+            if self._sending:
+                return  # the connection broke: nobody reads an error
+            if not isinstance(error, OctavoError):
+                log.error("unexpected error in a stream", exc_info=error)
+            last = self._on_error(error)
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _watch(self, send: Send) -> None:
+        """Return when the client has stalled; between pieces send a comment where that is wanted."""
+        tick = min([s for s in (self._stall_s / 4, self._keep_alive_s / 2) if s > 0], default=3600.0)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(tick)
+            quiet_s = loop.time() - self._since_s
+            if self._sending and 0 < self._stall_s < quiet_s:
+                log.warning("a client took nothing for %.0f s; its stream was cut", quiet_s)
+                return
+            if not self._sending and 0 < self._keep_alive_s <= quiet_s:
+                self._since_s = loop.time()
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+__all__ = [
+    "SSE_DONE",
+    "ErrorInfo",
+    "Handler",
+    "Stream",
+    "convert",
+    "gone",
+    "read_body",
+    "read_object",
+    "reply",
+    "request_name",
+    "sse_error",
+    "unless_gone",
+]
