@@ -10,6 +10,7 @@ from octavo.errors import BadRequest, PromptTooLong, QueueFull
 from octavo.types.engine import EngineRequest
 
 _WINDOW_S = 30.0
+_IDS = 1 << 31
 _LONGEST_WAIT_S = 600.0
 
 
@@ -90,8 +91,8 @@ class Admission:
             raise BadRequest(
                 f"max_tokens is {request.sampling.max_tokens}.", hint="Give 0 or more.", param="max_tokens"
             )
-        vocab = self._settings.vocab
-        if vocab is not None and (min(prompt) < 0 or max(prompt) >= vocab):
+        vocab = self._settings.vocab or _IDS
+        if min(prompt) < 0 or max(prompt) >= vocab:
             worst = min(prompt) if min(prompt) < 0 else max(prompt)
             raise BadRequest(
                 f"Token id {worst} is outside the vocabulary of {vocab} tokens.",

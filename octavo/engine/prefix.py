@@ -24,7 +24,9 @@ class BlockHasher:
 
     def root(self, salt: str, rope_tokens: int = 0) -> bytes:
         """The digest before the first block. `rope_tokens` sets apart prompts whose rotary angles differ."""
-        return sha256(self._secret + rope_tokens.to_bytes(8, "little") + salt.encode()).digest()
+        return sha256(
+            self._secret + rope_tokens.to_bytes(8, "little") + salt.encode("utf-8", "surrogatepass")
+        ).digest()
 
     def extend(
         self, digests: list[bytes], root: bytes, tokens: Sequence[int], block_size: int, full: int
