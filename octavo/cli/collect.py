@@ -103,8 +103,7 @@ def _native() -> str:
         from octavo import _native
     except ImportError as error:
         return f"not built ({error})"
-    isa = getattr(_native, "isa", None)
-    return f"built, {isa() if callable(isa) else isa or 'instruction set not stated'}"
+    return f"built; this machine runs {', '.join(_native.isas())}"
 
 
 def _cpu_lines() -> dict[str, str]:

@@ -81,7 +81,7 @@ def _model(settings: Settings) -> Model:
     if url is not None or wanted is None:
         from octavo.cli.remote import Remote, running_here
 
-        key = settings.cli.get("api_key") or os.environ.get("OPENAI_API_KEY")
+        key = settings.cli.get("api_key") or os.environ.get("OPENAI_API_KEY" if url else "VLLM_API_KEY")
         if url is None and (url := running_here(DEFAULT_URL)) is not None:
             sys.stderr.write(f"Using the server at {url} (name a model to run one here).\n")
         if url is not None:

@@ -1,0 +1,131 @@
+"""A stand-in for the package ``vllm``: ``from vllm import LLM, SamplingParams`` gets Octavo's classes.
+
+``python -m octavo.as_vllm script.py`` runs a script with it; :func:`install` puts it in place in a program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+VLLM_VERSION = "0.32.0"
+"""The release whose names these are; scripts compare it."""
+
+_OUTPUTS = dict.fromkeys(("RequestOutput", "CompletionOutput", "RequestMetrics"), "octavo.types.outputs")
+_SAMPLING = {"SamplingParams": "octavo.types.sampling", "RequestOutputKind": "octavo.types.sampling"}
+_ARGS = {"EngineArgs": "octavo.llm", "AsyncEngineArgs": "octavo.llm"}
+_PROMPTS = {"TextPrompt": "octavo.llm", "TokensPrompt": "octavo.llm", "PromptType": "octavo.as_vllm.extras"}
+_ASYNC = {"AsyncLLM": "octavo.llm", "AsyncLLMEngine": "octavo.as_vllm.extras"}
+_EXTRAS = dict.fromkeys(
+    ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext"), "octavo.as_vllm.extras"
+)
+    ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext"), "octavo.as_vllm.extras"
+)
+
+MODULES: dict[str, dict[str, str]] = {
+    "vllm": {
+        "LLM": "octavo.llm",
+        "AsyncLLMEngine": "octavo.as_vllm.extras",
+        **_SAMPLING,
+        **_OUTPUTS,
+        **_ARGS,
+        **_PROMPTS,
+    },
+    "vllm.sampling_params": _SAMPLING,
+    "vllm.outputs": _OUTPUTS,
+    "vllm.sequence": {"RequestMetrics": "octavo.types.outputs", "Logprob": "octavo.types.outputs"},
+    "vllm.logprobs": {"Logprob": "octavo.types.outputs"},
+    "vllm.inputs": _PROMPTS,
+    "vllm.inputs.data": _PROMPTS,
+    "vllm.engine": {},
+    "vllm.engine.arg_utils": _ARGS,
+    "vllm.engine.async_llm_engine": _ASYNC,
+    "vllm.v1": {},
+    "vllm.v1.engine": {},
+    "vllm.v1.engine.async_llm": _ASYNC,
+    "vllm.entrypoints": {},
+    "vllm.entrypoints.llm": {"LLM": "octavo.llm"},
+    "vllm.entrypoints.api_server": {},
+    "vllm.entrypoints.openai": {},
+    "vllm.entrypoints.openai.api_server": {},
+    "vllm.utils": _EXTRAS,
+    "vllm.utils.argparse_utils": _EXTRAS,
+    "vllm.logger": _EXTRAS,
+    "vllm.usage": {},
+    "vllm.usage.usage_lib": _EXTRAS,
+    "vllm.version": {},
+}
+"""Module name to its names and the modules that they come from."""
+
+_RUNNABLE = frozenset({"vllm.entrypoints.api_server", "vllm.entrypoints.openai.api_server"})
+
+
+def install() -> None:
+    """Make ``import vllm`` find the stand-in in this process, before any installed vllm; idempotent."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Answers for ``vllm`` and everything below it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of a stand-in module; ModuleNotFoundError for a part of vllm that has none."""
+        if fullname != "vllm" and not fullname.startswith("vllm."):
+            return None
+        if fullname not in MODULES:
+            known = ", ".join(sorted(MODULES))
+            raise ModuleNotFoundError(
+                f"Octavo's stand-in for vllm has no {fullname}; it has {known}.", name=fullname
+            )
+        if fullname in _RUNNABLE:
+            return importlib.util.spec_from_file_location(fullname, _source_of(fullname))
+        parent = any(name.startswith(fullname + ".") for name in MODULES)
+        return importlib.machinery.ModuleSpec(fullname, _Loader(), is_package=parent)
+
+
+def _source_of(fullname: str) -> str:
+    """The file of the module of ours that `fullname` is, for ``runpy``."""
+    spec = importlib.util.find_spec("octavo." + fullname.removeprefix("vllm."))
+    assert spec is not None
+    assert spec.origin is not None
+    return spec.origin
+
+
+class _Loader(importlib.abc.Loader):
+    """Gives a stand-in module its names; each is looked up when it is first used."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Python's own kind of module."""
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Fill the module."""
+        names = MODULES[module.__name__]
+        from octavo import __version__
+
+        version = f"{VLLM_VERSION}+octavo.{__version__}"
+        namespace: dict[str, Any] = vars(module)
+        namespace["__all__"] = list(names)
+        namespace["__version__"] = version
+        namespace["__version_tuple__"] = tuple(int(part) for part in VLLM_VERSION.split("."))
+
+        def find(name: str) -> Any:
+            """The object that `name` stands for."""
+            if name not in names:
+                raise AttributeError(
+                    f"Octavo's stand-in for {module.__name__} has no {name!r}; it has {', '.join(names)}."
+                )
+            found = getattr(importlib.import_module(names[name]), name)
+            namespace[name] = found
+            return found
+
+        namespace["__getattr__"] = find

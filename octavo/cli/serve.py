@@ -1,0 +1,73 @@
+"""``octavo serve``: flags and environment to an engine's and a server's settings, then the server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from octavo.cli.common import read_words, wants_help
+from octavo.config.flag_rules import Settings
+
+if TYPE_CHECKING:
+    from octavo.config.environment import Environment
+    from octavo.server.settings import ServerSettings
+
+
+def main(command: str, words: Sequence[str]) -> int:
+    """Serve until a signal; the exit code. Raises OctavoError for what cannot be started."""
+    if (page := wants_help(command, words)) is not None:
+        print(page)
+        return 0
+    settings = read_words(words)
+    from octavo import log
+
+    log.setup()
+    from octavo.config.environment import read_environment
+    from octavo.config.start import engine_config
+
+    config = engine_config(settings)
+    server = server_settings(settings, read_environment())
+    from octavo.server.run import serve
+
+    def service(metrics: Any) -> Any:
+        """Loads the model; called in a thread once the port is taken."""
+        from octavo import launch
+
+        launched = launch.build(config, server.served_names)
+        return launch.service(launched, metrics)
+
+    return serve(service, server)
+
+
+def server_settings(settings: Settings, environment: Environment) -> ServerSettings:
+    """The server's settings; flags win over variables."""
+    from octavo.server.settings import ServerSettings
+
+    fields: dict[str, Any] = {**_from_environment(environment), **settings.server}
+    fields["api_keys"] = tuple(key for key in fields.get("api_keys", ()) if key)
+    return ServerSettings(**fields)
+
+
+def _from_environment(environment: Environment) -> Mapping[str, Any]:
+    given: dict[str, Any] = {
+        "max_sequences": environment.max_n_sequences,
+        "max_prompts": environment.max_completion_prompts,
+        "max_stop_strings": environment.max_stop_strings,
+        "max_bad_words": environment.max_bad_words,
+        "keep_alive_timeout_s": environment.keep_alive_s,
+    }
+    if environment.api_key is not None:
+        given["api_keys"] = (environment.api_key,)
+    if environment.host_ip is not None:
+        given["host"] = environment.host_ip
+    if environment.port is not None:
+        given["port"] = environment.port
+    return given
+
+
+def run_module() -> int:
+    """``python -m octavo.entrypoints.openai.api_server --model X`` is ``octavo serve X``."""
+    from octavo.cli.main import run
+
+    return run(["serve", *sys.argv[1:]])
