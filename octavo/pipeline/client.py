@@ -20,7 +20,10 @@ class EngineClient(Protocol):
         """False once the engine has failed or was stopped."""
 
     def start(self, on_outputs: OnOutputs, on_failure: OnFailure) -> None:
-        """Begin working. `on_outputs` gets one list per step, `on_failure` at most one call; both from the engine's thread."""
+        """Begin working. `on_outputs` gets one list per step, `on_failure` at most one call in all.
+
+        Both are called in the engine's thread.
+        """
 
     def submit(self, request: EngineRequest) -> None:
         """Queue one sequence. Raises QueueFull, PromptTooLong or Unavailable."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from octavo.pipeline.tokenizer import Tokenizer, byte_level_bytes, fallback_byte
-from octavo.pipeline.vocab import Codec, DecoderKind
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.pipeline.vocab import REPLACEMENT, DecoderKind, byte_level_bytes, fallback_byte
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW = 6
 """Tokens of the prompt that the window method starts from."""
 _MAX_PENDING = 16
@@ -76,24 +75,23 @@ class _MetaspaceDetokenizer(Detokenizer):
         return self._first(self._broken() + token.replace("▁", " "))
 
     def _complete(self) -> str:
-        """The pending bytes when they are whole characters; bytes that can never be come out as U+FFFD each."""
-        try:
-            text = self._bytes.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                return ""
-            text = _REPLACEMENT * error.end + self._bytes[error.end :].decode("utf-8", errors="ignore")
-            if len(self._bytes) > error.end:
-                rest = bytes(self._bytes[error.end :])
+        """The pending bytes once they are whole characters; bytes that can never be become U+FFFD."""
+        text = ""
+        while self._bytes:
+            try:
+                text += self._bytes.decode("utf-8")
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data":
+                    return text
+                text += REPLACEMENT * error.end
+                del self._bytes[: error.end]
+            else:
                 self._bytes.clear()
-                self._bytes.extend(rest)
-                return _REPLACEMENT * error.end + self._complete()
-        self._bytes.clear()
         return text
 
     def _broken(self) -> str:
         """Pending bytes that no further byte will complete."""
-        text = _REPLACEMENT * len(self._bytes)
+        text = REPLACEMENT * len(self._bytes)
         self._bytes.clear()
         return text
 
@@ -129,7 +127,7 @@ class _WindowDetokenizer(Detokenizer):
         self._ids.append(token_id)
         before = self._decode(self._ids[: self._read])
         after = self._decode(self._ids)
-        waiting = after.endswith(_REPLACEMENT) and len(self._ids) - self._read < _MAX_PENDING
+        waiting = after.endswith(REPLACEMENT) and len(self._ids) - self._read < _MAX_PENDING
         if waiting or len(after) <= len(before):
             return ""
         return self._advance(before, after)
@@ -166,21 +164,3 @@ def make_detokenizer(
         spaces=spaces_between_special_tokens,
         prompt=prompt,
     )
-
-
-def metaspace_text(tokens: Sequence[str], codec: Codec) -> str:
-    """Text of SentencePiece pieces: the plain twin of the incremental way."""
-    text = ""
-    pending = bytearray()
-    for token in [*tokens, ""]:
-        byte = fallback_byte(token) if codec.byte_fallback else None
-        if byte is not None:
-            pending.append(byte)
-            continue
-        try:
-            text += pending.decode("utf-8")
-        except UnicodeDecodeError:
-            text += _REPLACEMENT * len(pending)
-        pending.clear()
-        text += token.replace("▁", " ")
-    return text.removeprefix(" ") if codec.strips_space else text

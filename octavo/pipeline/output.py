@@ -27,8 +27,8 @@ class SequenceText:
         keep_end_text: bool = False,
         discard: bool = False,
     ) -> None:
-        """`detokenizer` None: no text. `stops` count only after `min_tokens` tokens. `keep_end_text`: the text
-        of the token that ended the reply is kept. `discard`: the prompt was all that was wanted (max_tokens 0).
+        """`detokenizer` None: no text. `stops` count only after `min_tokens` tokens. `keep_end_text`: keep
+        the text of the token that ended the reply. `discard`: only the prompt was wanted (max_tokens 0).
         """
         self.index = index
         self.finished = False

@@ -6,7 +6,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -78,10 +79,12 @@ class Preparer:
         loop_guard: bool = True,
         seed: int | None = None,
         truncation_side: str = "left",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """`tokenizer` None: only token ids in and out. `ends` None: the generation config's and the tokenizer's.
+        """`tokenizer` None: only token ids in and out. `ends` None: those of generation config and tokenizer.
         `seed`: from which the seeds of requests without one are drawn; None takes the system's randomness.
         `truncation_side`: where truncate_prompt_tokens cuts; ``left`` keeps the last tokens.
+        `chat_template_kwargs`: template variables of every chat, under what the chat brings itself.
         """
         self.tokenizer = tokenizer
         self.template = template
@@ -90,6 +93,7 @@ class Preparer:
         self.ends = ends if ends is not None else _plain_ends(tokenizer, generation)
         self.default_max_tokens = default_max_tokens
         self._loop_guard = loop_guard
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._keeps_last = truncation_side != "right"
         self._random = random.Random(seed if seed is not None else secrets.randbits(63))
         self._lock = threading.Lock()
@@ -155,6 +159,8 @@ class Preparer:
                 hint="Use /v1/completions, or start with --chat-template FILE.",
                 param="messages",
             )
+        if self._chat_template_kwargs:
+            chat = msgspec.structs.replace(chat, kwargs={**self._chat_template_kwargs, **chat.kwargs})
         return template.render(messages, chat, self.tokenizer.special_tokens_map)
 
     def check_prompt(self, ids: Sequence[int]) -> None:
@@ -197,7 +203,7 @@ class Preparer:
         return text, self.encode_text(text, special)
 
     def encode_text(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """Ids of a text that may reach the tokenizer: refuses what is surely too long before working on it."""
+        """Ids of a text. Raises BadRequest without a tokenizer and for text that is no Unicode."""
         if self.tokenizer is None:
             raise BadRequest("There is no tokenizer (--skip-tokenizer-init).", param="prompt")
         try:
@@ -218,8 +224,8 @@ class Preparer:
             limit = self.info.max_model_len - max(1, sampling.max_tokens or 1)
         if not 1 <= limit < self.info.max_model_len:
             raise BadRequest(
-                f"truncate_prompt_tokens={sampling.truncate_prompt_tokens} leaves no usable prompt in a context of "
-                f"{self.info.max_model_len} tokens.",
+                f"truncate_prompt_tokens={sampling.truncate_prompt_tokens} leaves no usable prompt in a "
+                f"context of {self.info.max_model_len} tokens.",
                 hint=f"Use 1..{self.info.max_model_len - 1}, or -1 with a smaller max_tokens.",
                 param="truncate_prompt_tokens",
             )
@@ -290,7 +296,7 @@ class Preparer:
         asked = self.info.vocab_size if value == -1 else value
         if asked > limit:
             raise BadRequest(
-                f"{name}={value} asks for {asked} log-probabilities a token; this server gives at most {limit}.",
+                f"{name}={value} asks for {asked} log-probabilities a token; the limit is {limit}.",
                 hint=f"Use at most {limit}, or start with --max-logprobs {asked}.",
                 param=name,
             )

@@ -162,7 +162,7 @@ class Service:
         chat: ChatOptions | None = None,
         add_special_tokens: bool = True,
     ) -> Started:
-        """The text and ids of a prompt or of messages, as a job would run them, without any limit on length."""
+        """The text and ids of a prompt or of messages as a job would run them, whatever their length."""
         options = chat if chat is not None else ChatOptions()
 
         def work() -> Started:
@@ -312,7 +312,7 @@ class Service:
             else "speed not known yet"
         )
         log.warning(
-            "A request has no max_tokens; up to %d tokens, %s. Set it in the request or with --default-max-tokens.",
+            "A request has no max_tokens; up to %d tokens, %s. --default-max-tokens sets a limit.",
             limit,
             about,
         )
@@ -321,25 +321,15 @@ class Service:
         """The periodic line."""
         while True:
             await asyncio.sleep(self._log_interval_s)
-            line = self.log_line(time.monotonic())
-            if line:
-                log.info("%s", line)
+            try:
+                if line := self.log_line(time.monotonic()):
+                    log.info("%s", line)
+            except Exception:  # the log line must not end with its first mishap
+                log.exception("The periodic log line failed.")
 
     def log_line(self, now: float) -> str | None:
-        """The engine's line and the oldest request's age, tokens and speed; None when nothing is to be said."""
-        line = self._stats_line(self._client.stats(), now) if self._stats_line is not None else None
-        oldest = min(self._sequences.values(), key=lambda s: s.serial, default=None)
-        if oldest is None:
-            return line
-        age = now - oldest.stream.prepared.requests[0].arrival_s
-        count = oldest.text.count
-        speed = (
-            count / (now - oldest.first_token_s)
-            if oldest.first_token_s and now > oldest.first_token_s
-            else 0.0
-        )
-        request = f"oldest request {oldest.id}: {age:.0f} s, {count} tokens, {speed:.1f} tokens/s"
-        return f"{line}; {request}" if line else request
+        """The periodic line; None without a `stats_line`, and when nothing is to be said."""
+        return self._stats_line(self._client.stats(), now) if self._stats_line is not None else None
 
 
 class Speed:
@@ -350,7 +340,7 @@ class Speed:
         self._last_s: float | None = None
 
     def step(self, tokens: int, sequences: int, now: float) -> None:
-        """A step ended at `now` with `tokens` for `sequences` sequences; pauses over 2 s count as idleness."""
+        """A step ended at `now` with `tokens` for `sequences` sequences; pauses over 2 s are idleness."""
         last, self._last_s = self._last_s, now
         if last is None or not tokens or not sequences or not 0 < now - last < 2.0:
             return

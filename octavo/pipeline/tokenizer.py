@@ -9,10 +9,19 @@ BOS and EOS are added. The native objects are immutable after loading, so any th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from octavo.pipeline.vocab import Added, Codec, DecoderKind, load_codec, read_json
+from octavo.pipeline.vocab import (
+    Added,
+    Codec,
+    DecoderKind,
+    byte_level_bytes,
+    fallback_byte,
+    load_codec,
+    read_json,
+)
 
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
@@ -38,18 +47,6 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte (Radford et al. 2019): printable bytes stand for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in set(printable)]
-    table = {chr(b): b for b in printable}
-    table.update({chr(256 + i): b for i, b in enumerate(rest)})
-    return table
-
-
-BYTE_OF_CHAR = _byte_alphabet()
-
-
 class Tokenizer:
     """Text to token ids and back, with the policy of a model folder."""
 
@@ -62,7 +59,11 @@ class Tokenizer:
         added_tokens: Mapping[str, int] | None = None,
         add_bos_token: bool | None = None,
     ) -> None:
-        """`config` is tokenizer_config.json, `special_map` special_tokens_map.json, `added_tokens` added_tokens.json."""
+        """`config` is tokenizer_config.json, `special_map` special_tokens_map.json, `added_tokens`
+        added_tokens.json.
+
+        `add_bos_token` None: as the folder says.
+        """
         self.codec = codec
         self.config: dict[str, Any] = dict(config or {})
         self._register(special_map or {}, added_tokens or {})
@@ -84,7 +85,8 @@ class Tokenizer:
     def load(folder: str | Path, *, add_bos_token: bool | None = None) -> Tokenizer:
         """Read the tokenizer of a model folder (or of a tokenizer.json given by path).
 
-        `add_bos_token` overrides what the folder says. Raises CheckpointError when there is none or it is broken.
+        `add_bos_token` overrides what the folder says. Raises CheckpointError when there is none or it
+        is broken.
         """
         path = Path(folder).expanduser()
         if path.is_file():
@@ -178,7 +180,7 @@ class Tokenizer:
             and not skip_special_tokens
             and self.codec.kind is DecoderKind.OTHER
         ):
-            for left, right in zip(ids, ids[1:], strict=False):
+            for left, right in pairwise(ids):
                 if left in self.added and right in self.added:
                     a, b = self.added[left].content, self.added[right].content
                     text = text.replace(f"{a} {b}", a + b)
@@ -212,21 +214,3 @@ class Tokenizer:
             return token.replace("▁", " ").encode("utf-8")
         added = self.added.get(token_id)
         return added.content.encode("utf-8") if added else None
-
-
-def byte_level_bytes(token: str) -> bytes:
-    """The bytes of a byte-level BPE token; a token with a foreign character (an added one) is its own UTF-8."""
-    try:
-        return bytes([BYTE_OF_CHAR[char] for char in token])
-    except KeyError:
-        return token.encode("utf-8")
-
-
-def fallback_byte(token: str) -> int | None:
-    """The byte that a SentencePiece byte token (``<0x0A>``) stands for, None for any other token."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return int(token[3:5], 16)
-        except ValueError:
-            return None
-    return None

@@ -1,4 +1,4 @@
-"""The two libraries under a Tokenizer, behind one shape (:class:`Codec`), and how each turns tokens into text."""
+"""The two libraries under a Tokenizer behind one shape (:class:`Codec`), and how tokens become text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import msgspec
 
 from octavo.errors import CheckpointError
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class DecoderKind(Enum):
@@ -110,6 +112,54 @@ def _metaspace_traits(steps: list[dict[str, Any]]) -> tuple[bool, bool] | None:
     return types[-1] == "Strip", "ByteFallback" in types
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte (Radford et al. 2019); printable ones are themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in set(printable)]
+    table = {chr(b): b for b in printable}
+    table.update({chr(256 + i): b for i, b in enumerate(rest)})
+    return table
+
+
+_BYTE_OF_CHAR = _byte_alphabet()
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes of a byte-level BPE token; one with a foreign character (an added one) is its own UTF-8."""
+    try:
+        return bytes([_BYTE_OF_CHAR[char] for char in token])
+    except KeyError:
+        return token.encode("utf-8")
+
+
+def fallback_byte(token: str) -> int | None:
+    """The byte that a SentencePiece byte token (``<0x0A>``) stands for, None for any other token."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def metaspace_text(tokens: Sequence[str], codec: Codec) -> str:
+    """Text of SentencePiece pieces, as tokenizers' Replace, ByteFallback, Fuse, Strip."""
+    text = ""
+    pending = bytearray()
+    for token in [*tokens, ""]:
+        byte = fallback_byte(token) if codec.byte_fallback else None
+        if byte is not None:
+            pending.append(byte)
+            continue
+        try:
+            text += pending.decode("utf-8")
+        except UnicodeDecodeError:
+            text += REPLACEMENT * len(pending)
+        pending.clear()
+        text += token.replace("▁", " ")
+    return text.removeprefix(" ") if codec.strips_space else text
+
+
 class HuggingFaceCodec:
     """The ``tokenizers`` library over a tokenizer.json, or over vocab.json and merges.txt."""
 
@@ -189,9 +239,9 @@ class HuggingFaceCodec:
             (self._backend.add_special_tokens if token.special else self._backend.add_tokens)([new])
 
     def size(self) -> int:
-        vocab = self._backend.get_vocab_size(with_added_tokens=True)
+        vocab: int = self._backend.get_vocab_size(with_added_tokens=True)
         added = self._backend.get_added_tokens_decoder()
-        return max([vocab, *(i + 1 for i in added)])
+        return max([vocab, *(int(i) + 1 for i in added)])
 
 
 class SentencePieceCodec:
@@ -200,7 +250,7 @@ class SentencePieceCodec:
     kind = DecoderKind.METASPACE
 
     def __init__(self, path: Path, legacy: bool = True) -> None:
-        """Read `path`; `legacy`: every stretch between added tokens gets the dummy space, not only the first."""
+        """Read `path`. `legacy`: every stretch between added tokens gets the dummy space, not only one."""
         import sentencepiece
 
         self._model = sentencepiece.SentencePieceProcessor()
@@ -247,8 +297,6 @@ class SentencePieceCodec:
         return whole[len(head) :] if whole[: len(head)] == head else list(self._model.EncodeAsIds(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        from octavo.pipeline.detokenizer import metaspace_text
-
         kept = [i for i in ids if not (skip_special and i in self._added and self._added[i].special)]
         return metaspace_text([t for i in kept if (t := self.token(i)) is not None], self)
 
@@ -287,5 +335,5 @@ def load_codec(folder: Path, config: dict[str, Any]) -> Codec:
         return HuggingFaceCodec.from_vocab(folder / "vocab.json", folder / "merges.txt", prefix)
     raise CheckpointError(
         f"{folder} has no tokenizer: none of tokenizer.json, tokenizer.model, vocab.json with merges.txt.",
-        hint="Name the folder that has one with --tokenizer, or use --skip-tokenizer-init and send token ids.",
+        hint="Name the folder that has one with --tokenizer, or use --skip-tokenizer-init.",
     )
