@@ -25,8 +25,6 @@ _ASYNC = {"AsyncLLM": "octavo.llm", "AsyncLLMEngine": "octavo.as_vllm.extras"}
 _EXTRAS = dict.fromkeys(
     ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext"), "octavo.as_vllm.extras"
 )
-    ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext"), "octavo.as_vllm.extras"
-)
 
 MODULES: dict[str, dict[str, str]] = {
     "vllm": {
