@@ -87,10 +87,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
 
     def flag(self, key: str) -> bool:
         """A family's own true/false key; CheckpointError when it is something else."""
-        value = self.config.get(key)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"config.json: {key} must be true or false, not {value!r}.")
-        return value
+        return _flag(self.config, key)
 
     def number(self, key: str) -> float:
         """A family's own positive number; CheckpointError when it is something else."""
@@ -138,12 +135,12 @@ def read_arch(config: dict[str, Any], overrides: dict[str, Any] | None = None) -
         act=_activation(values["hidden_act"]),
         eps=_positive("rms_norm_eps", values["rms_norm_eps"]),
         original_max_positions=_optional_int(values, "original_max_position_embeddings"),
-        tied=bool(values["tie_word_embeddings"]),
+        tied=_flag(values, "tie_word_embeddings"),
         dtype=_dtype(config, outer),
         layer_types=types,
         sliding_window=None if window is None else _integer(values, "sliding_window"),
         rope_by_type=_ropes(values, family) if family.rope else {},
-        quantization=config.get("quantization_config") or outer.get("quantization_config"),
+        quantization=_quantization(config) or _quantization(outer),
         config=values,
     )
 
@@ -294,6 +291,20 @@ def _dtype(config: dict[str, Any], outer: dict[str, Any]) -> str | None:
             if isinstance(value, str):
                 return value.removeprefix("torch.")
     return None
+
+
+def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
+    value = config.get("quantization_config")
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"config.json: quantization_config must be an object, not {value!r}.")
+    return value
+
+
+def _flag(values: dict[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"config.json: {key} must be true or false, not {value!r}.")
+    return value
 
 
 def _integer(values: dict[str, Any], key: str, least: int = 1) -> int:

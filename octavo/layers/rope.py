@@ -29,7 +29,7 @@ class RopeParams:
         self, values: dict[str, Any], head_dim: int, max_positions: int, original: int | None
     ) -> None:
         self.values = values
-        self.kind = values.get("rope_type") or values.get("type") or "default"
+        self.kind = str(values.get("rope_type") or values.get("type") or "default")
         self.max_positions = max_positions
         self.base = self.number("rope_theta", 10000.0)
         self.dim = int(head_dim * self.number("partial_rotary_factor", 1.0))
@@ -99,7 +99,17 @@ def make_rope(values: dict[str, Any], head_dim: int, max_positions: int, origina
             f"config.json: rope_type {params.kind!r} is not supported.",
             hint=f"Supported: {', '.join(_BUILDERS)}.",
         )
-    return _BUILDERS[params.kind](params)
+    try:
+        made = _BUILDERS[params.kind](params)
+    except ArithmeticError as error:
+        raise CheckpointError(
+            f"config.json: rope {params.kind}: its parameters make no angles ({error})."
+        ) from None
+    if not all(math.isfinite(x) for x in made.inv_freq + (made.long_inv_freq or ())):
+        raise CheckpointError(
+            f"config.json: rope {params.kind}: its parameters make frequencies that are not finite."
+        )
+    return made
 
 
 def _floats(values: F32) -> tuple[float, ...]:
@@ -115,6 +125,8 @@ def _linear(p: RopeParams) -> Rope:
 
 
 def _dynamic(p: RopeParams) -> Rope:
+    if p.dim <= 2:
+        raise CheckpointError(f"config.json: rope dynamic needs a rotary dimension above 2, not {p.dim}.")
     return Rope(
         _floats(1 / p.powers()),
         base=p.base,
