@@ -1,0 +1,384 @@
+"""The composition root: the only file that knows everyone. From an EngineConfig to an engine that can run.
+
+Everything is decided from config.json, the weights' headers and the machine before a weight is read, so that
+what cannot work says so at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from octavo.build.bind import bind
+from octavo.build.declare import declare
+from octavo.build.load import load
+from octavo.build.quantize import quantize
+from octavo.build.shard import shard
+from octavo.config import machine
+from octavo.config.arch import Arch, read_arch
+from octavo.config.engine import EngineConfig
+from octavo.config.environment import read_environment
+from octavo.config.generation import load_generation_config, token_ids
+from octavo.engine.client import ThreadClient
+from octavo.engine.core import Engine
+from octavo.engine.settings import EngineSettings
+from octavo.engine.stats import StatsLine
+from octavo.errors import CheckpointError, ConfigError, OutOfMemory
+from octavo.layers.decoder import Decoder
+from octavo.log import logger
+from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
+from octavo.parallel.inline import InlineExecutor
+from octavo.pipeline.prepare import ModelInfo, Preparer
+from octavo.pipeline.service import Service
+from octavo.pipeline.stop import EndTokens, end_tokens
+from octavo.pipeline.template import ChatTemplate, load_template
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.pipeline.vocab import read_json
+from octavo.runner.memory import CacheBudget, CacheShape
+from octavo.runner.runner import Runner
+from octavo.runner.sampling import Sampler
+from octavo.types.job import ChatOptions
+from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+from octavo.weights.dummy import DummyWeights
+from octavo.weights.hub import TEXT_FILES, resolve_model
+
+log = logger(__name__)
+
+POCKET = Path(__file__).parent / "assets" / "pocket"
+"""The bundled model."""
+
+_DTYPES = {
+    "half": "float16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float": "float32",
+    "float32": "float32",
+}
+_PRECISIONS = {
+    "float32": Precision("float32", "float32"),
+    "float16": Precision("float32", "float16"),
+    "bfloat16": Precision("bfloat16", "bfloat16"),
+}
+_STEP_TOKENS = 512
+"""Default of max_num_batched_tokens: rows enough for the matrix kernels, steps short enough for who decodes."""
+_LOGIT_ROWS = 64
+_SCALED_CONTEXT = ("linear", "dynamic", "yarn")
+"""Rope types whose factor stretches the context that config.json states; the others state it stretched."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A model that is loaded and an engine around it."""
+
+    config: EngineConfig
+    arch: Arch
+    info: ModelInfo
+    preparer: Preparer
+    engine: Engine
+    model: Runnable
+    cache: CacheShape
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before the weights are read."""
+
+    folder: Path
+    arch: Arch
+    dtype: str
+    checkpoint: Checkpoint | DummyWeights
+    decoder: Decoder
+    precision: Precision
+    limits: Limits
+    cache: CacheShape
+
+
+def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
+    """Load the model and make its engine. Raises OctavoError: one sentence with the numbers and the fix."""
+    started = time.perf_counter()
+    plan = _decide(config)
+    preparer = _preparer(config, plan, served_names)
+    model = _bind(config, plan)
+    model.allocate_cache(plan.cache.blocks)
+    _warm_up(model)
+    sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
+    runner = Runner(model, plan.limits, plan.arch.vocab, sampler)
+    engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan))
+    log.info("%s", plan.cache.describe())
+    log.info("Ready in %.1f s", time.perf_counter() - started)
+    return Launched(config, plan.arch, preparer.info, preparer, engine, model, plan.cache)
+
+
+def service(launched: Launched, recorder: Any = None) -> Service:
+    """The asyncio service around a launched engine (its engine then runs in a thread of its own)."""
+    client = ThreadClient(launched.engine)
+    if launched.config.disable_log_stats:
+        return Service(launched.preparer, client, recorder)
+    interval_s = read_environment().log_stats_interval_s
+    line = StatsLine(interval_s)
+    return Service(
+        launched.preparer,
+        client,
+        recorder,
+        stats_line=lambda stats, _: line.line(stats, launched.engine.running()),
+        log_interval_s=interval_s,
+    )
+
+
+def _decide(config: EngineConfig) -> _Plan:
+    folder = _folder(config)
+    raw = read_json(folder / "config.json")
+    if not raw:
+        raise CheckpointError(
+            f"There is no config.json in {folder}.", hint="Name the folder of a Hugging Face checkpoint."
+        )
+    arch = read_arch(raw, config.hf_overrides)
+    checkpoint: Checkpoint | DummyWeights
+    dtype = _dtype(config, arch)
+    if config.load_format == "dummy":
+        checkpoint = DummyWeights(dtype, config.seed)
+    else:
+        checkpoint = open_checkpoint(folder, config.load_format)
+    decoder = shard(quantize(declare(arch)))
+    precision = _precision(config, dtype)
+    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype)
+    if free_bytes <= 0:
+        raise OutOfMemory(
+            f"The weights need {-free_bytes / 2**30:.1f} GiB more memory than the "
+            f"{machine.free_memory_bytes() / 2**30:.1f} GiB that are free.",
+            hint="Stop other programs, or use a smaller or quantized checkpoint.",
+        )
+    budget = CacheBudget(
+        decoder.attention_specs(),
+        config.block_size,
+        precision.cache,
+        free_bytes,
+        config.kv_cache_memory_bytes,
+        config.memory_share,
+        config.num_blocks_override,
+    )
+    max_model_len = _max_model_len(config, arch, budget)
+    tokens = max(min(config.max_num_batched_tokens or _STEP_TOKENS, 1 << 16), config.max_num_seqs)
+    limits = Limits(
+        tokens=tokens,
+        sequences=config.max_num_seqs,
+        logit_rows=min(tokens, max(config.max_num_seqs, _LOGIT_ROWS)),
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+    )
+    cache = CacheShape.fit(budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs)
+    return _Plan(folder, arch, dtype, checkpoint, decoder, precision, limits, cache)
+
+
+def _folder(config: EngineConfig) -> Path:
+    if config.model is None:
+        return POCKET
+    return resolve_model(
+        config.model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        hf_token=config.hf_token,
+        allow_patterns=TEXT_FILES if config.load_format == "dummy" else None,
+        quiet=config.quiet,
+    )
+
+
+def _dtype(config: EngineConfig, arch: Arch) -> str:
+    """The dtype to run in. auto: the checkpoint's own, and bfloat16 for float32 ones, as in vLLM on a CPU."""
+    if config.dtype == "auto":
+        return "float16" if arch.dtype == "float16" else "bfloat16"
+    if config.dtype not in _DTYPES:
+        raise ConfigError(f"No dtype {config.dtype!r}.", hint=f"Choose one of: auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[config.dtype]
+
+
+def _precision(config: EngineConfig, dtype: str) -> Precision:
+    precision = _PRECISIONS[dtype]
+    if config.kv_cache_dtype == "auto":
+        return precision
+    if config.kv_cache_dtype not in _DTYPES:
+        raise ConfigError(
+            f"No KV cache dtype {config.kv_cache_dtype!r} yet.",
+            hint=f"Choose auto or one of: {', '.join(_DTYPES)}.",
+        )
+    return Precision(precision.activation, _DTYPES[config.kv_cache_dtype])
+
+
+def _weight_bytes(decoder: Decoder, checkpoint: Checkpoint | DummyWeights, dtype: str) -> int:
+    """What the packed weights will take; float32 checkpoints shrink when they are rounded."""
+    width = 4 if dtype == "float32" else 2
+    dense = sum(width * _product(param.shape) for _, param in decoder.named_params())
+    return dense if isinstance(checkpoint, DummyWeights) else min(dense, checkpoint.nbytes)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def context_limit(arch: Arch) -> int:
+    """The longest context that config.json allows, rope scaling counted as vLLM counts it."""
+    limit = arch.max_positions
+    for values in arch.rope_by_type.values():
+        kind = values.get("rope_type") or values.get("type")
+        if kind in _SCALED_CONTEXT:
+            original = values.get("original_max_position_embeddings") if kind == "yarn" else None
+            limit = max(limit, int((original or arch.max_positions) * float(values.get("factor") or 1.0)))
+    return limit
+
+
+def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget) -> int:
+    limit = context_limit(arch)
+    wanted = config.max_model_len
+    if wanted is None:
+        fits = budget.choose_context(limit)
+        if fits < limit:
+            log.warning(
+                "The model's context of %s tokens needs more KV cache than there is memory for: using %s. "
+                "Give --max-model-len or --kv-cache-memory to decide yourself.",
+                f"{limit:,}",
+                f"{fits:,}",
+            )
+        return fits
+    allowed = read_environment().allow_long_max_model_len and bool(arch.rope_by_type)
+    if wanted > limit and not allowed:
+        raise ConfigError(
+            f"--max-model-len {wanted} is more than the {limit} tokens that the model was made for.",
+            hint="Use a smaller one (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 overrides, at the cost of nonsense).",
+        )
+    return wanted
+
+
+def _bind(config: EngineConfig, plan: _Plan) -> Runnable:
+    threads = config.threads or machine.cpu_count()
+    tensors = partial(load, plan.decoder, plan.checkpoint, plan.dtype)
+    with _Progress(plan.checkpoint, quiet=config.quiet) as on_bytes:
+        model = bind(
+            plan.decoder,
+            tensors(on_bytes=on_bytes),
+            plan.precision,
+            plan.limits,
+            config.backend,
+            threads=threads,
+        )
+    log.info(
+        "%s (%s), %s layers, vocabulary %s, %s on %s%s, %d threads",
+        config.model or "pocket (bundled)",
+        plan.arch.architecture,
+        plan.arch.layers,
+        f"{plan.arch.vocab:,}",
+        plan.dtype,
+        config.backend,
+        f" ({isa})" if (isa := getattr(model, "isa", None)) else "",
+        threads,
+    )
+    return model
+
+
+class _Progress:
+    """A progress bar over the weights' bytes, for checkpoints that take more than a moment."""
+
+    def __init__(self, checkpoint: Checkpoint | DummyWeights, *, quiet: bool) -> None:
+        self._total = 0 if isinstance(checkpoint, DummyWeights) else checkpoint.nbytes
+        self._quiet = quiet or self._total < 256 << 20
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[int], None]:
+        if self._quiet:
+            return lambda _: None
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self._total, unit="B", unit_scale=True, desc="Loading weights", leave=False)
+        return lambda n: (self._bar.update(n), None)[1]
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _warm_up(model: Runnable) -> None:
+    """One token through the whole model, so that the first request finds every page and thread awake."""
+    import numpy as np
+
+    zero, one = np.zeros(1, np.int32), np.ones(1, np.int32)
+    model.forward(Batch(zero, zero, one, np.array([0, 1], np.int32), one, np.zeros((1, 1), np.int32), zero))
+
+
+def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
+    ropes = [
+        value for _, layer in plan.decoder.walk() for value in vars(layer).values() if isinstance(value, Rope)
+    ]
+    switches = [rope.switch_tokens for rope in ropes if rope.switch_tokens is not None]
+    return EngineSettings(
+        max_model_len=plan.limits.max_model_len,
+        max_num_seqs=plan.limits.sequences,
+        max_num_batched_tokens=plan.limits.tokens,
+        logit_rows=plan.limits.logit_rows,
+        policy=config.scheduling_policy,
+        prefix_caching=config.enable_prefix_caching,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
+        vocab=plan.arch.vocab,
+        rope_switch_tokens=min(switches) if switches else None,
+    )
+
+
+def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) -> Preparer:
+    tokenizer_folder = plan.folder
+    if config.tokenizer is not None:
+        tokenizer_folder = resolve_model(
+            config.tokenizer,
+            revision=config.tokenizer_revision,
+            download_dir=config.download_dir,
+            hf_token=config.hf_token,
+            allow_patterns=TEXT_FILES,
+            quiet=config.quiet,
+        )
+    tokenizer: Tokenizer | None = None
+    template: ChatTemplate | None = None
+    if not config.skip_tokenizer_init:
+        tokenizer = Tokenizer.load(tokenizer_folder, add_bos_token=config.add_bos_token)
+        template = load_template(tokenizer_folder, tokenizer, config.chat_template)
+    generation = load_generation_config(
+        config.generation_config, plan.folder, config.override_generation_config
+    )
+    names = tuple(served_names) or (config.model or "pocket",)
+    info = ModelInfo(
+        names=names,
+        max_model_len=plan.limits.max_model_len,
+        vocab_size=plan.arch.vocab,
+        max_logprobs=config.max_logprobs,
+        root=str(config.model or "pocket"),
+    )
+    return Preparer(
+        tokenizer,
+        template,
+        generation,
+        info,
+        ends=_ends(plan, tokenizer, template, generation.eos_ids),
+        default_max_tokens=config.default_max_tokens,
+        loop_guard=config.loop_guard,
+        seed=config.seed,
+    )
+
+
+def _ends(
+    plan: _Plan, tokenizer: Tokenizer | None, template: ChatTemplate | None, generation_eos: tuple[int, ...]
+) -> EndTokens:
+    render: Callable[[list[dict[str, str]]], str] | None = None
+    if template is not None and tokenizer is not None:
+        specials, plain = tokenizer.special_tokens_map, ChatOptions(add_generation_prompt=False)
+        render = lambda messages: template.render(messages, plain, specials)  # noqa: E731
+    return end_tokens(
+        tokenizer,
+        plan.arch.vocab,
+        generation_eos=generation_eos,
+        config_eos=token_ids(plan.arch.config.get("eos_token_id")),
+        render=render,
+    )
