@@ -217,6 +217,38 @@ def make(case: Case, folder: Path) -> Made:
     return Made(case, folder, model)
 
 
+def make_wrapper(folder: Path, prefix: str) -> Made:
+    """Gemma 3 with a vision tower; `prefix` is what its text model's tensors begin with."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.Gemma3Config(
+        text_config={**SMALL, "head_dim": 16, "sliding_window": 12},
+        vision_config={"model_type": "siglip_vision_model", "image_size": 16, "patch_size": 8, **small},
+        mm_tokens_per_image=4,
+        boi_token_index=VOCAB - 3,
+        eoi_token_index=VOCAB - 2,
+        image_token_index=VOCAB - 1,
+    )
+    config._attn_implementation = "eager"
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    randomise(model, 7)
+    model.save_pretrained(folder)
+    if prefix != "as saved":
+        path = folder / "model.safetensors"
+        head = next(n for n in load_file(path) if n.endswith("embed_tokens.weight"))[
+            : -len("embed_tokens.weight")
+        ]
+        renamed = {
+            n.replace(head, prefix, 1) if n.startswith(head) else n: t for n, t in load_file(path).items()
+        }
+        save_file(renamed, path)
+    return Made(Case("gemma3-wrapper", "Gemma3"), folder, model)
+
+
 def randomise(model: Any, seed: int) -> None:
     """Weights of a size that keeps every layer's part in the answer visible, norms and biases included."""
     import torch

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import Answer, Session, greedy, greedy_together
-from family_cases import CASES, VOCAB, Case, Made, make
+from family_cases import CASES, VOCAB, Case, Made, make, make_wrapper
 from numpy.typing import NDArray
 
 from octavo.ops.contract import Precision, Runnable
@@ -109,3 +109,12 @@ def test_lower_precision_stays_near(name: str, cache: str, made: Callable[[Case]
     expected = checkpoint.logits(PROMPTS[2], len(PROMPTS[2]))
     difference = np.abs(answer.logits - expected).max()
     assert 1e-4 < difference < 0.05 + 0.08 * expected.std()
+
+
+@pytest.mark.parametrize("prefix", ["as saved", "language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_multimodal_wrapper(
+    prefix: str, tmp_path_factory: pytest.TempPathFactory, bind: Bind
+) -> None:
+    checkpoint = make_wrapper(tmp_path_factory.mktemp("gemma3-wrapper"), prefix)
+    answer = greedy(bind(checkpoint.folder), PROMPTS[2], 3)
+    check_answer(answer, checkpoint.logits([*PROMPTS[2], *answer.tokens[:-1]], len(PROMPTS[2])))

@@ -1,0 +1,141 @@
+"""Where Params stand in checkpoints: spellings, concatenation, transposition, and what may be left over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.build.declare import declare
+from octavo.build.quantize import quantize
+from octavo.build.shard import shard
+from octavo.config.arch import read_arch
+from octavo.errors import ConfigError, UnsupportedModel
+from octavo.layers.decoder import Decoder
+from octavo.models import registry
+from octavo.models.names import may_be_unused, sources
+from octavo.ops.contract import Param
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+
+
+def declared(architecture: str, **more: Any) -> tuple[Decoder, dict[str, Param]]:
+    text = {**SMALL, **more}
+    config = {"architectures": [architecture], **text}
+    if architecture.endswith("ConditionalGeneration"):
+        config = {"architectures": [architecture], "text_config": text}
+    model = declare(read_arch(config))
+    return model, dict(model.named_params())
+
+
+def test_pieces_are_named_in_order() -> None:
+    model, params = declared("Qwen2ForCausalLM")
+    source = sources(model, params["blocks.1.attention.qkv.weight"])
+    assert [names[0] for names in source.names] == [
+        f"model.layers.1.self_attn.{p}_proj.weight" for p in ("q", "k", "v")
+    ]
+    assert source.rows == (32, 16, 16)
+    assert source.shape(1, params["blocks.1.attention.qkv.weight"]) == (16, 32)
+    bias = sources(model, params["blocks.1.attention.qkv.bias"])
+    assert bias.names[2][0] == "model.layers.1.self_attn.v_proj.bias"
+    assert bias.shape(0, params["blocks.1.attention.qkv.bias"]) == (32,)
+
+
+def test_a_fused_tensor_is_one_piece() -> None:
+    model, params = declared("Phi3ForCausalLM")
+    source = sources(model, params["blocks.0.mlp.gate_up.weight"])
+    assert [names[0] for names in source.names] == ["model.layers.0.mlp.gate_up_proj.weight"]
+    assert source.rows == (96,)
+
+
+def test_conv1d_is_turned_round_but_its_bias_is_not() -> None:
+    model = declare(
+        read_arch({"architectures": ["GPT2LMHeadModel"], "n_embd": 32, "n_head": 4, "n_layer": 1})
+    )
+    params = dict(model.named_params())
+    weight = sources(model, params["blocks.0.attention.qkv.weight"])
+    assert weight.transpose
+    assert weight.shape(0, params["blocks.0.attention.qkv.weight"]) == (32, 96)
+    assert weight.names == (("transformer.h.0.attn.c_attn.weight", "h.0.attn.c_attn.weight"),)
+    assert not sources(model, params["blocks.0.attention.qkv.bias"]).transpose
+    assert not sources(model, params["positions.weight"]).transpose
+
+
+def test_a_wrapper_and_a_bare_model_are_other_spellings() -> None:
+    model, params = declared("Gemma3ForConditionalGeneration")
+    (names,) = sources(model, params["blocks.0.mlp_post_norm.weight"]).names
+    rest = "layers.0.post_feedforward_layernorm.weight"
+    assert set(names) == {
+        f"{p}{rest}" for p in ("", "model.", "language_model.model.", "model.language_model.")
+    }
+
+
+def test_a_tied_table_is_one_param_and_may_stand_under_the_heads_name() -> None:
+    model, params = declared("Qwen2ForCausalLM", tie_word_embeddings=True)
+    assert "head.weight" not in params
+    assert model.head.weight is model.embed.weight
+    names = sources(model, params["embed.weight"]).names[0]
+    assert names[0] == "model.embed_tokens.weight"
+    assert "lm_head.weight" in names
+    assert may_be_unused(model, "lm_head.weight")
+    untied, params = declared("Qwen2ForCausalLM")
+    assert "lm_head.weight" not in sources(untied, params["embed.weight"]).names[0]
+    assert not may_be_unused(untied, "lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "unused"),
+    [
+        ("LlamaForCausalLM", "model.layers.0.self_attn.rotary_emb.inv_freq", True),
+        ("LlamaForCausalLM", "model.layers.0.self_attn.q_proj.weight_scale", False),
+        ("Gemma3ForConditionalGeneration", "vision_tower.vision_model.post_layernorm.weight", True),
+        ("Gemma3ForConditionalGeneration", "model.multi_modal_projector.mm_soft_emb_norm.weight", True),
+        ("Gemma3ForCausalLM", "vision_tower.vision_model.post_layernorm.weight", False),
+        ("GPT2LMHeadModel", "h.0.attn.bias", True),
+        ("GPT2LMHeadModel", "transformer.h.3.attn.masked_bias", True),
+        ("GPT2LMHeadModel", "h.0.attn.c_attn.bias", False),
+    ],
+)
+def test_what_may_be_left_over(architecture: str, name: str, unused: bool) -> None:
+    model = declare(read_arch({"architectures": [architecture], "text_config": {}}))
+    assert may_be_unused(model, name) is unused
+
+
+@pytest.mark.parametrize("architecture", registry.supported())
+def test_every_param_of_every_family_has_a_source(architecture: str) -> None:
+    biased = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+    model, params = declared(architecture, **biased)
+    seen: set[str] = set()
+    for path, param in params.items():
+        assert param.name == path
+        source = sources(model, param)
+        assert sum(source.rows) == param.shape[0]
+        firsts = {names[0] for names in source.names}
+        assert not firsts & seen, "two Params read one tensor"
+        seen |= firsts
+    assert [spec.layer for spec in model.attention_specs()] == list(range(model.arch.layers))
+
+
+def test_a_quantized_checkpoint_is_refused_by_name() -> None:
+    model, _ = declared("LlamaForCausalLM", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedModel, match=r"'gptq'.*none yet"):
+        quantize(model)
+    plain, _ = declared("LlamaForCausalLM")
+    assert quantize(plain) is plain
+
+
+def test_one_rank_is_the_model_and_more_are_refused() -> None:
+    model, _ = declared("LlamaForCausalLM")
+    assert shard(model, 0, 1) is model
+    with pytest.raises(ConfigError, match="size of 2"):
+        shard(model, 0, 2)
+    with pytest.raises(ConfigError, match="Rank 1 of 1"):
+        shard(model, 1, 1)
