@@ -121,8 +121,8 @@ class Scheduler:
         """Decide the next step."""
         step = _Step(self.settings.max_num_batched_tokens, self.settings.logit_rows)
         self._yield_to_priority()
-        if self._continue_running(step):
-            self._admit(step)
+        self._continue_running(step)
+        self._admit(step)
         ended, self._ended = tuple(self._ended), []
         return StepPlan(new=tuple(step.new), work=tuple(step.work), ended=ended)
 
@@ -136,12 +136,11 @@ class Scheduler:
                 return
             self._preempt(worst)
 
-    def _continue_running(self, step: _Step) -> bool:
-        """Give running sequences their tokens; False when blocks ran out (nothing new starts then)."""
-        preempted = self._counters.preemptions
+    def _continue_running(self, step: _Step) -> None:
+        """Give running sequences their tokens; when blocks run out the last of them go back to the queue."""
         chunks: list[Sequence] = []
         for sequence in tuple(self.running):
-            if sequence.key < 0:
+            if sequence.key < 0:  # an older one has just taken its blocks
                 continue
             if len(sequence.tokens) - sequence.computed > 1:
                 chunks.append(sequence)
@@ -152,9 +151,7 @@ class Scheduler:
                 step.tokens_left -= 1
                 step.rows_left -= 1
         for sequence in chunks:
-            if sequence.key >= 0:
-                self._chunk(step, sequence, ())
-        return preempted == self._counters.preemptions
+            self._chunk(step, sequence, ())
 
     def _grow(self, sequence: Sequence) -> tuple[int, ...] | None:
         """Room for one more token: the new blocks, or None when the sequence itself had to give way."""

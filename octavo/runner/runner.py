@@ -15,18 +15,20 @@ from octavo.types.engine import NewSequence, Sampled, SamplingSpec, StepPlan, St
 
 Logits = NDArray[np.float32]
 
-_BROKEN = "The model gave no usable logits (NaN) for this sequence."
-
 
 class Choice(Protocol):
     """What the sampler gives for one row."""
 
     @property
     def token(self) -> int:
-        """The token; negative when the row's logits cannot be sampled."""
+        """The token, of no meaning beside an error."""
 
     @property
     def logprobs(self) -> TokenLogprobs | None: ...
+
+    @property
+    def error(self) -> str | None:
+        """Why the row cannot be sampled (logits that are not numbers, no token allowed)."""
 
 
 class RowSampler(Protocol):
@@ -94,34 +96,15 @@ class Runner:
         if not arrays.keys:
             return tuple(answers)
         wanted = logits if arrays.sample_rows is None else logits[arrays.sample_rows]
-        choices = self._choose(wanted, arrays.keys)
+        choices = self._sampler.sample(wanted, arrays.keys)
         for index, key, choice in zip(arrays.sampling, arrays.keys, choices, strict=True):
-            if choice is None or choice.token < 0:
-                answers[index] = Sampled(key, (), error=_BROKEN)
+            if choice.error is not None:
+                answers[index] = Sampled(key, (), error=choice.error)
                 continue
             self._rows.push(key, choice.token)
             logprobs = () if choice.logprobs is None else (choice.logprobs,)
             answers[index] = Sampled(key, (choice.token,), logprobs, answers[index].prompt_logprobs)
         return tuple(answers)
-
-    def _choose(self, logits: Logits, keys: list[int]) -> Sequence[Choice | None]:
-        """Sample the rows whose logits are numbers.
-
-        NaN in the hidden state makes every logit of the row NaN, so that a few columns tell; reading all of a
-        large vocabulary would cost as much as sampling it.
-        """
-        width = logits.shape[1]
-        bad = np.isnan(logits[:, [0, width // 2, width - 1]]).any(axis=1)
-        if not bad.any():
-            return self._sampler.sample(logits, keys)
-        good = np.flatnonzero(~bad).tolist()
-        choices: list[Choice | None] = [None] * len(keys)
-        if good:
-            for index, choice in zip(
-                good, self._sampler.sample(logits[good], [keys[i] for i in good]), strict=True
-            ):
-                choices[index] = choice
-        return choices
 
 
 def _native_sampler(vocab: int, rows: int) -> RowSampler:

@@ -112,7 +112,8 @@ class HashModel:
 
 class Choice(NamedTuple):
     token: int
-    logprobs: TokenLogprobs | None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
 
 
 class HashSampler:
@@ -132,6 +133,9 @@ class HashSampler:
         assert len(logits) == len(rows)
         choices = []
         for line, row in zip(logits, rows, strict=True):
+            if np.isnan(line).any():
+                choices.append(Choice(-1, error="The logits contain NaN."))
+                continue
             spec, prompt, output = self.rows[row]
             token = _pick(int(line.argmax()), spec, prompt, output)
             output.append(token)

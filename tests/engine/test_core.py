@@ -77,6 +77,41 @@ def test_a_failed_step_without_newcomers_ends_everyone_in_it():
     world.check_idle()
 
 
+def test_survivors_of_a_failed_step_are_computed_from_the_start():
+    """The runner may have failed before or after it took over their new blocks: nothing of it is trusted."""
+    for late in range(8):
+        world = World(block_size=4)
+        world.submit("old", [1, 2, 3], max_tokens=20)
+        for _ in range(late + 1):
+            world.step()
+        add = world.sampler.add
+
+        def refuse(row, spec, prompt, output, add=add):
+            if prompt == (9, 9):
+                raise ValueError("odd")
+            add(row, spec, prompt, output)
+
+        world.sampler.add = refuse
+        world.submit("new", [9, 9])
+        world.drain()
+        assert world.finish("new").reason == "error"
+        assert world.finish("old").reason == "length"
+        world.check("old")
+        world.check_idle()
+
+
+def test_failures_with_good_steps_between_are_survived():
+    world = World()
+    for index in range(6):
+        fail_steps(world, 1)
+        world.submit(f"bad{index}", [1, 2])
+        world.step()
+        assert world.finish(f"bad{index}").reason == "error"
+        world.submit(f"good{index}", [1, 2])
+        world.drain()
+        world.check(f"good{index}")
+
+
 def test_steps_that_keep_failing_are_the_engines_end():
     world = World(max_num_seqs=1, max_num_batched_tokens=4)
     fail_steps(world, 100)
@@ -188,7 +223,7 @@ class FastModel:
 class FastSampler:
     """Costs nothing: always token 1."""
 
-    choice = SimpleNamespace(token=1, logprobs=None)
+    choice = SimpleNamespace(token=1, logprobs=None, error=None)
 
     def add(self, row, spec, prompt, output): ...
 

@@ -174,31 +174,15 @@ def test_ended_comes_before_new_and_unknown_keys_are_nothing(parts):
     assert sampler.log[-1] == ("remove", 0)
 
 
-def test_rows_without_numbers_fail_alone(parts):
-    runner, model, sampler = parts
-    forward = model.forward
-
-    def broken(batch):
-        logits = forward(batch)
-        logits[0] = np.nan
-        return logits
-
-    model.forward = broken
+def test_a_row_that_cannot_be_sampled_fails_alone(parts):
+    runner, _, sampler = parts
+    sampler.sample = lambda logits, rows: [Choice(-1, error="no token is allowed"), Choice(4)]
     plan = StepPlan(
         new=(new(0, [1]), new(1, [2])), work=(Work(0, 0, 1, (0,), True), Work(1, 0, 1, (1,), True))
     )
     bad, good = runner.run(plan).sampled
-    assert bad.tokens == ()
-    assert "NaN" in bad.error
-    assert (good.tokens, good.error) == ((1,), None)
-    assert sampler.log[-1] == ("sample", (1,))
-
-
-def test_a_negative_token_means_that_the_row_could_not_be_sampled(parts):
-    runner, _, sampler = parts
-    sampler.sample = lambda logits, rows: [Choice(-1, None)] * len(rows)
-    (answer,) = runner.run(StepPlan(new=(new(0, [1]),), work=(Work(0, 0, 1, (0,), True),))).sampled
-    assert answer.error
+    assert (bad.tokens, bad.error) == ((), "no token is allowed")
+    assert (good.tokens, good.error) == ((4,), None)
 
 
 def test_inline_executor_says_which_failures_are_the_steps_own(parts):
