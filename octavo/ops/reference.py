@@ -19,7 +19,7 @@ from octavo.ops.contract import (
     Precision,
     Rope,
 )
-from octavo.ops.layouts import FLOATS, Layout, bf16_to_f32, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Layout, bf16_to_f32, f32_to_bf16
 
 F32 = NDArray[Any]
 """A float32 array (NumPy's types lose the width in arithmetic, so the checker is told less)."""
@@ -130,7 +130,8 @@ class NumpyOps:
         return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
 
     def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
-        return np.asarray(self._weight(table)[ids], np.float32)
+        layout = self.weights[table.name]
+        return Dense(layout.data[ids], layout.dtype).dequantize()
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
         if self.precision.activation == "bfloat16":
