@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr float kLeast = std::numeric_limits<float>::lowest();
+constexpr float kGreedyBelow = 1e-5f;  // a smaller temperature is 0, as in vLLM
 constexpr int64_t kNoLogprobs = -2;
 
 using Keys = std::vector<uint64_t>;
@@ -41,7 +43,7 @@ struct Row {
 // Memory that a worker keeps between rows.
 struct Scratch {
   Row raw, edited;
-  std::vector<float> copy, pivots, weights;
+  std::vector<float> copy, pivots;
   std::vector<double> by_block;
   std::vector<uint64_t> bitmap;
   Keys keys;
@@ -165,7 +167,8 @@ int32_t draw_from_row(const Row& row, const Weighting& weighting, double target,
 // The smallest logit that min_p keeps: exp((logit - top) / temperature) >= min_p.
 float floor_of(float top, float temperature, float min_p) {
   if (min_p <= 0) return kLeast;
-  const double least = static_cast<double>(top) + static_cast<double>(temperature) * std::log(min_p);
+  const double least =
+      static_cast<double>(top) + static_cast<double>(temperature) * std::log(static_cast<double>(min_p));
   if (least <= static_cast<double>(kLeast)) return kLeast;
   const auto rounded = static_cast<float>(least);
   return static_cast<double>(rounded) < least ? std::nextafterf(rounded, top) : rounded;
@@ -174,7 +177,7 @@ float floor_of(float top, float temperature, float min_p) {
 // Temperature, min_p, top_k, top_p and the draw.
 int32_t draw(const Row& row, const Settings& settings, int32_t slot, Scratch& s) {
   const float temperature = settings.temperature[slot];
-  if (temperature <= 0) return most_likely(row);
+  if (!(temperature >= kGreedyBelow)) return most_likely(row);
   const Weighting weighting(row.top, temperature, floor_of(row.top, temperature, settings.min_p[slot]));
   const double u = uniform(settings.seed[slot], settings.position[slot]);
   const int64_t top_k = settings.top_k[slot];

@@ -220,7 +220,7 @@ class _Edits:
         return fixed or bool(self._bad_words) or self._count < self._min_tokens
 
     def banned(self) -> Ids | None:
-        """Ids that may not come next: ends before min_tokens, last tokens of bad words begun in the output."""
+        """Ids that may not come next: ends before min_tokens, last tokens of bad words that have begun."""
         ids = list(self._ends) if self._count < self._min_tokens else []
         for word in self._bad_words:
             begun = len(word) - 1

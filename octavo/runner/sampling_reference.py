@@ -17,6 +17,8 @@ Weights = NDArray[np.float64]
 Answers = tuple[NDArray[Any], ...]
 
 _MASK = 0xFFFFFFFF
+GREEDY_BELOW = 1e-5
+"""A smaller temperature is 0, as in vLLM."""
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -196,7 +198,7 @@ def sample(
             )
             flag = flag_of(y)
         token = -1
-        if not flag and temperature <= 0:
+        if not flag and temperature < GREEDY_BELOW:
             token = int(y.argmax())
         elif not flag:
             token = pick(*kept(y, temperature, top_k, top_p, min_p), uniform(seed, position))

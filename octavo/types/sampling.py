@@ -264,16 +264,21 @@ FLOAT32_MIN = 1.1754943508222875e-38
 
 def _refuse(name: str, value: object, allowed: str) -> NoReturn:
     """Raise the one message for a value outside its range or type."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise BadRequest(f"{name} must be {allowed}, but is {shown}.", param=name)
+    raise BadRequest(f"{name} must be {allowed}, but is {_shown(value)}.", param=name)
 
 
 def _unsupported(name: str, value: object, hint: str) -> NoReturn:
     """Raise for a feature that is not there."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise BadRequest(f"{name}={shown} is not supported.", hint=hint, param=name)
+    raise BadRequest(f"{name}={_shown(value)} is not supported.", hint=hint, param=name)
+
+
+def _shown(value: object) -> str:
+    """A value for a message, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int with more digits than Python prints
+        text = f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
