@@ -64,7 +64,7 @@ _PRECISIONS = {
     "bfloat16": Precision("bfloat16", "bfloat16"),
 }
 _STEP_TOKENS = 512
-"""Default of max_num_batched_tokens: rows enough for the matrix kernels, steps short enough for who decodes."""
+"""Default of max_num_batched_tokens: enough rows for the matrix kernels, short steps for who decodes."""
 _LOGIT_ROWS = 64
 _SCALED_CONTEXT = ("linear", "dynamic", "yarn")
 """Rope types whose factor stretches the context that config.json states; the others state it stretched."""
