@@ -260,7 +260,8 @@ def _call_tensor(arguments: tuple[Any, ...]) -> TensorView:
         raise Refused(f"it has a tensor with {len(shape)} sizes and {len(strides)} strides")
     count = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if max(count, offset, *shape, 0) > storage.elements or (count and last >= storage.elements):
+    within = max(count, offset) <= storage.elements and (not count or last < storage.elements)
+    if not within or math.prod(max(size, 1) for size in shape) >= _MAX_COUNT:
         raise Refused(
             f"it has a tensor of shape {list(shape)}, beyond its storage of {storage.elements} elements"
         )

@@ -104,7 +104,7 @@ class PickledFile:
                 f"{self.path} is a truncated or broken zip file of {self._file.nbytes} bytes ({error}).",
                 hint="Download it again.",
             ) from None
-        spans = {info.filename: self._span(info) for info in infos if not info.is_dir()}
+        spans = {info.filename: self._span(info) for info in infos if not info.filename.endswith("/")}
         self._check_overlaps(spans)
         streams = [name for name in spans if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(streams) != 1:

@@ -1,0 +1,232 @@
+"""From the name that a person typed to a folder: a path, or a download from Hugging Face or ModelScope.
+
+The hubs' own libraries download, check, resume and cache; this file says what to fetch, validates names
+before they become paths, and turns each failure into one sentence. HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and
+HF_HOME are honoured, and for ModelScope MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOKEN and MODELSCOPE_CACHE.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from octavo.config.environment import read_environment
+from octavo.errors import CheckpointError, ConfigError
+from octavo.log import logger
+
+log = logger(__name__)
+
+TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+"""Configuration, tokenizers and templates: small, and all that a caller without need of weights asks for."""
+_SAFETENSORS = ("*.safetensors",)
+_PICKLED = ("pytorch_model*.bin", "model*.pt")
+_IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
+"""Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
+_HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
+
+
+def resolve_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    hf_token: str | None = None,
+    allow_patterns: tuple[str, ...] | None = None,
+    use_modelscope: bool | None = None,
+    quiet: bool = False,
+) -> Path:
+    """The folder (or file) that `name` means: a local path, `~` included, else a hub id that is downloaded.
+
+    `allow_patterns`: which files to fetch instead of the default (configuration, tokenizer, and safetensors
+    or, where there are none, `.bin`). `use_modelscope`: None reads OCTAVO_USE_MODELSCOPE. Raises ConfigError
+    for a name that is neither, CheckpointError with the cause and the fix when the download fails.
+    """
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    _check_id(name, revision)
+    if use_modelscope is None:
+        use_modelscope = read_environment().use_modelscope
+    fetch = _fetch_modelscope if use_modelscope else _fetch_huggingface
+    with _one_sentence(name, "ModelScope" if use_modelscope else "Hugging Face", revision):
+        if allow_patterns is not None:
+            return fetch(name, allow_patterns, revision, download_dir, hf_token, quiet)
+        folder = fetch(name, TEXT_FILES + _SAFETENSORS, revision, download_dir, hf_token, quiet)
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch(name, TEXT_FILES + _PICKLED, revision, download_dir, hf_token, quiet)
+        return folder
+
+
+def _check_id(name: str, revision: str | None) -> None:
+    """Names become paths in a cache: nothing but the hubs' own alphabet gets there."""
+    if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
+        raise ConfigError(
+            f"{name[:200]!r} is neither a folder or file here nor a hub id.",
+            hint="Give the path of a model folder, or an id such as Qwen/Qwen2.5-0.5B-Instruct.",
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise ConfigError(f"{revision[:200]!r} is not a revision.", hint="Give a branch, a tag or a commit.")
+
+
+def _offline() -> bool:
+    words = (os.environ.get("HF_HUB_OFFLINE", ""), os.environ.get("TRANSFORMERS_OFFLINE", ""))
+    return any(word.lower() in ("1", "true", "yes", "on") for word in words)
+
+
+def _fetch_huggingface(
+    name: str,
+    patterns: tuple[str, ...],
+    revision: str | None,
+    download_dir: str | None,
+    token: str | None,
+    quiet: bool,
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = quiet and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=None if download_dir is None else Path(download_dir).expanduser(),
+            token=token,
+            endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
+            local_files_only=_offline(),
+            allow_patterns=list(patterns),
+            ignore_patterns=list(_IGNORED),
+        )
+    finally:
+        if hide:
+            enable_progress_bars()
+    return Path(folder)
+
+
+def _fetch_modelscope(
+    name: str,
+    patterns: tuple[str, ...],
+    revision: str | None,
+    download_dir: str | None,
+    token: str | None,
+    quiet: bool,
+) -> Path:
+    cached = find_modelscope_cache(name, download_dir)
+    if _offline() and cached:
+        return cached
+    try:
+        from modelscope_hub import HubApi
+    except ImportError:
+        if cached:
+            return cached
+        raise CheckpointError(
+            f"Downloading {name} from ModelScope needs the modelscope-hub package.",
+            hint="Run `pip install octavo[modelscope]`, or unset OCTAVO_USE_MODELSCOPE.",
+        ) from None
+    options: dict[str, Any] = {} if token is None else {"token": token}
+    if endpoint := os.environ.get("MODELSCOPE_ENDPOINT"):
+        options["endpoint"] = endpoint
+    folder = HubApi(**options).download_repo(
+        name,
+        "model",
+        revision=revision,
+        cache_dir=None if download_dir is None else Path(download_dir).expanduser(),
+        allow_patterns=list(patterns),
+        ignore_patterns=list(_IGNORED),
+        local_files_only=_offline(),
+        **({"progress_callbacks": []} if quiet else {}),
+    )
+    return Path(folder)
+
+
+def find_modelscope_cache(name: str, download_dir: str | None = None) -> Path | None:
+    """A model that ModelScope's older libraries downloaded: they write `.` in names as `___`."""
+    base = Path(download_dir or os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    owner, _, model = name.rpartition("/")
+    for root in ("models", "hub/models", "hub"):
+        folder = base / root / owner / model.replace(".", "___")
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
+@contextmanager
+def _one_sentence(name: str, hub: str, revision: str | None) -> Iterator[None]:
+    """Turn whatever the hub libraries raise into a CheckpointError with the cause and the fix."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        message, hint = _explain(error, f"{name} (revision {revision})" if revision else name, hub)
+        log.debug("download of %s failed", name, exc_info=error)
+        raise CheckpointError(message, hint=hint) from error
+
+
+def _explain(error: Exception, name: str, hub: str) -> tuple[str, str]:
+    """(sentence, fix). The two libraries share no classes, so their names and status codes decide."""
+    kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+    if any(getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for one in _chain(error)):
+        return (
+            f"No space left on the disk to download {name}.",
+            "Free some, or give --download-dir on another disk.",
+        )
+    if any(getattr(one, "errno", None) in (errno.EACCES, errno.EROFS) for one in _chain(error)):
+        return f"{name} cannot be written to the cache: permission denied.", "Give --download-dir."
+    status = next((code for code in map(_status, _chain(error)) if code), None)
+    if kinds & {"GatedRepoError", "AuthenticationError", "PermissionDeniedError"} or status in (401, 403):
+        return (
+            f"{hub} does not let us read {name}: it is gated, private or not there (HTTP {status or 401}).",
+            "Check the name, ask for access on its page, then pass --hf-token or set HF_TOKEN."
+            if hub == "Hugging Face"
+            else "Check the name, then set MODELSCOPE_API_TOKEN.",
+        )
+    if kinds & {"RevisionNotFoundError"}:
+        return f"{name} was not found on {hub}.", "Check --revision."
+    if kinds & {"RepositoryNotFoundError", "NotExistError"} or status == 404:
+        return f"{name} was not found on {hub}, nor is there a folder of that name.", "Check the spelling."
+    if _offline():
+        return (
+            f"{name} is not in the cache, and HF_HUB_OFFLINE forbids a download.",
+            "Unset HF_HUB_OFFLINE once to download it, or give a local folder.",
+        )
+    if status is not None:
+        return f"{hub} answered HTTP {status} for {name}.", "Try again later, or set HF_ENDPOINT to a mirror."
+    if kinds & {
+        "LocalEntryNotFoundError",
+        "ConnectionError",
+        "NetworkError",
+        "TransportError",
+        "TimeoutError",
+    }:
+        return (
+            f"{hub} cannot be reached and {name} is not complete in the cache.",
+            "Check the network and proxy, set HF_ENDPOINT to a mirror, or give a local folder.",
+        )
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return f"Downloading {name} from {hub} failed: {said.rstrip('.')}.", "Try again; finished files are kept."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what caused it."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    code = getattr(getattr(error, "response", None), "status_code", None) or getattr(
+        error, "status_code", None
+    )
+    return code if isinstance(code, int) else None
