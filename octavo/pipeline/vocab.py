@@ -244,18 +244,25 @@ class HuggingFaceCodec:
         return max([vocab, *(int(i) + 1 for i in added)])
 
 
+_NO_DUMMY_PREFIX = bytes((3 << 3 | 2, 2, 3 << 3 | 0, 0))
+"""``normalizer_spec { add_dummy_prefix: false }`` of sentencepiece_model.proto: appended to a serialized
+message, it overrides that one field (protobuf merges repeated sub-messages, the last value wins)."""
+
+
 class SentencePieceCodec:
     """The ``sentencepiece`` library over a tokenizer.model, with added tokens split off first."""
 
     kind = DecoderKind.METASPACE
 
-    def __init__(self, path: Path, legacy: bool = True) -> None:
+    def __init__(self, path: Path, legacy: bool = False) -> None:
         """Read `path`. `legacy`: every stretch between added tokens gets the dummy space, not only one."""
         import sentencepiece
 
         self._model = sentencepiece.SentencePieceProcessor()
+        self._inner = sentencepiece.SentencePieceProcessor()
         try:
             self._model.Load(str(path))
+            self._inner.LoadFromSerializedProto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be read as a SentencePiece model: {error}.") from None
         self._legacy = legacy
@@ -284,17 +291,9 @@ class SentencePieceCodec:
             if i % 2:
                 ids.append(self._ids[part])
             elif part:
-                ids.extend(self._plain(part, dummy=self._legacy or not ids))
+                model = self._model if self._legacy or not ids else self._inner
+                ids.extend(model.EncodeAsIds(part))
         return ids
-
-    def _plain(self, text: str, dummy: bool) -> list[int]:
-        """Ids of text without added tokens; `dummy` False takes the model's dummy space off again."""
-        if dummy or not self.strips_space:
-            return list(self._model.EncodeAsIds(text))
-        marker = "\n"
-        whole = list(self._model.EncodeAsIds(marker + text))
-        head = list(self._model.EncodeAsIds(marker))
-        return whole[len(head) :] if whole[: len(head)] == head else list(self._model.EncodeAsIds(text))
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         kept = [i for i in ids if not (skip_special and i in self._added and self._added[i].special)]
@@ -328,8 +327,7 @@ def load_codec(folder: Path, config: dict[str, Any]) -> Codec:
     if (folder / "tokenizer.json").is_file():
         return HuggingFaceCodec.from_file(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
-        legacy = config.get("legacy")
-        return SentencePieceCodec(folder / "tokenizer.model", legacy=legacy is None or bool(legacy))
+        return SentencePieceCodec(folder / "tokenizer.model", legacy=bool(config.get("legacy", False)))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         prefix = bool(config.get("add_prefix_space", False))
         return HuggingFaceCodec.from_vocab(folder / "vocab.json", folder / "merges.txt", prefix)
