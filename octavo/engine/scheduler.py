@@ -15,6 +15,7 @@ from operator import attrgetter
 
 from octavo.engine.admission import Admission
 from octavo.engine.blocks import BlockPool
+from octavo.engine.pace import Pace
 from octavo.engine.prefix import BlockHasher
 from octavo.engine.sequence import Sequence
 from octavo.engine.settings import EngineSettings
@@ -71,6 +72,7 @@ class Scheduler:
         self._admission = admission
         self._counters = counters
         self._hasher = BlockHasher(secret)
+        self._pace = Pace(settings.step_target_s)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         self._by_key: dict[int, Sequence] = {}
@@ -150,6 +152,9 @@ class Scheduler:
                 step.work.append(Work(sequence.key, sequence.computed, 1, grown, True))
                 step.tokens_left -= 1
                 step.rows_left -= 1
+        bound = self._pace.tokens(len(step.work))
+        if bound is not None:
+            step.tokens_left = min(step.tokens_left, bound)
         for sequence in chunks:
             self._chunk(step, sequence, ())
 
@@ -322,6 +327,7 @@ class Scheduler:
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenOut]:
         """Take over a step's results; one TokenOut for each sequence that got a token or ended."""
         now = self._clock()
+        self._pace.note(sum(work.count for work in plan.work), result.forward_s)
         outs = []
         for work, sampled in zip(plan.work, result.sampled, strict=True):
             if work.key != sampled.key:

