@@ -18,6 +18,10 @@ OPEN_PATHS = frozenset({"/health", "/ping"})
 """Liveness, the only routes that no key guards. Everything else is closed, whatever it is called."""
 
 
+TENANT = "octavo.tenant"
+"""Where the ASGI scope says whose key came with the request; absent without keys."""
+
+
 class Keys:
     """API keys as keyed hashes, compared in constant time."""
 
@@ -29,13 +33,13 @@ class Keys:
         """Whether any key is set."""
         return bool(self._hashes)
 
-    def match(self, given: str) -> bool:
-        """Whether `given` is one of the keys; takes the same time for each answer."""
+    def tenant(self, given: str) -> str | None:
+        """A name for who holds the key `given`, None when it is no key; always takes the same time."""
         hashed = self._hash(given)
         found = False
         for known in self._hashes:
             found |= hmac.compare_digest(hashed, known)
-        return found
+        return hashed.hex()[:16] if found else None
 
     def _hash(self, key: str) -> bytes:
         return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self._salt).digest()
@@ -81,8 +85,10 @@ class Guard:
             return  # a preflight: browsers send it without the key, and the CORS layer answers it
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not given or not self._keys.match(given):
+        tenant = self._keys.tenant(given) if given else None
+        if tenant is None:
             raise Unauthorized("A valid API key is missing.", hint="Send it as 'Authorization: Bearer KEY'.")
+        scope[TENANT] = tenant
 
     def _check_names(self, headers: Headers) -> None:
         """Against DNS rebinding: other sites' pages must not reach a server that is for this machine only."""

@@ -16,10 +16,10 @@ from starlette.routing import Route
 
 from octavo.errors import BadRequest
 from octavo.server.errors import ErrorBody, describe
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, check_ids
 from octavo.server.runs import Run, collect
 from octavo.server.state import State
-from octavo.server.wire import Stream, convert, read_object, reply, request_name, unless_gone
+from octavo.server.wire import Stream, convert, read_object, reply, request_name, salted, unless_gone
 from octavo.types.job import Job
 from octavo.types.sampling import SamplingParams
 
@@ -53,7 +53,7 @@ async def _answer(request: Request, state: State) -> Response:
     """The whole life of a request. Raises OctavoError for what cannot be."""
     raw = await read_object(request, state.settings.max_body_bytes, any_type=True)
     body = convert(raw, GenerateRequest)
-    run = await Run.begin(state, [parse(raw, body, state, request_name(request))])
+    run = await Run.begin(state, [parse(raw, body, state, request_name(request), salted(request))])
     if body.stream:
         return Stream(
             _pieces(run, state),
@@ -68,11 +68,13 @@ async def _answer(request: Request, state: State) -> Response:
     return reply(GenerateReply([prompt + answer.text for answer in answers]))
 
 
-def parse(raw: dict[str, Any], body: GenerateRequest, state: State, name: str) -> Job:
+def parse(raw: dict[str, Any], body: GenerateRequest, state: State, name: str, salt: str) -> Job:
     """The job that a body asks for. Raises BadRequest."""
     settings = state.settings
     if isinstance(body.prompt, list) and not body.prompt:
         raise BadRequest("prompt is empty.", hint="Send text or token ids.", param="prompt")
+    if isinstance(body.prompt, list):
+        check_ids("prompt", body.prompt)
     fields = {key: value for key, value in raw.items() if key in _FIELDS}
     fields.setdefault("max_tokens", 16)
     if isinstance(fields.get("stop"), list):
@@ -84,6 +86,7 @@ def parse(raw: dict[str, Any], body: GenerateRequest, state: State, name: str) -
         sampling=sampling,
         prompt=body.prompt if isinstance(body.prompt, str) else None,
         prompt_ids=tuple(body.prompt) if isinstance(body.prompt, list) else None,
+        salt=salt,
         model=state.names[0],
     )
 

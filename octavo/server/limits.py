@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from octavo.errors import BadRequest
 from octavo.server.settings import ServerSettings
+
+INT32_MAX = 2**31 - 1
 
 
 def at_most(name: str, got: int, limit: int, what: str) -> None:
     """Raises BadRequest when there are more than `limit` of them."""
     if got > limit:
         raise BadRequest(f"{name} has {got} {what}, but at most {limit} are allowed.", param=name)
+
+
+def check_ids(name: str, ids: Iterable[int]) -> None:
+    """Raises BadRequest for a token id outside int32; the vocabulary is checked where it is known."""
+    for token in ids:
+        if not 0 <= token <= INT32_MAX:
+            raise BadRequest(f"{name} has the token id {token}, which no vocabulary has.", param=name)
 
 
 def check_messages(messages: list[dict[str, Any]], settings: ServerSettings) -> None:

@@ -10,12 +10,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import BadRequest
-from octavo.server.limits import check_messages, check_template
+from octavo.server.limits import check_ids, check_messages, check_template
 from octavo.server.state import State
 from octavo.server.wire import convert, read_object, reply
 from octavo.types.job import ChatOptions, Started
-
-_INT32_MAX = 2**31 - 1
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -75,9 +73,7 @@ def routes(state: State) -> list[Route]:
         raw = await read_object(request, state.settings.max_body_bytes)
         body = convert(raw, DetokenizeRequest)
         state.check_model(body.model)
-        for token in body.tokens:
-            if not 0 <= token <= _INT32_MAX:
-                raise BadRequest(f"tokens has {token}, which no vocabulary has.", param="tokens")
+        check_ids("tokens", body.tokens)
         return reply(DetokenizeReply(await state.service.detokenize(body.tokens)))
 
     return [

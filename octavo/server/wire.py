@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from octavo.errors import OctavoError
 from octavo.log import logger
 from octavo.server.errors import ClientGone, ErrorBody, ErrorInfo, SchemaError, TooLarge, describe
+from octavo.server.guard import TENANT
 
 log = logger(__name__)
 T = TypeVar("T")
@@ -78,8 +79,9 @@ async def read_object(request: Request, limit_bytes: int, *, any_type: bool = Fa
 
 def convert(value: dict[str, Any], kind: type[T]) -> T:
     """`value` as a struct. Raises SchemaError with `param` ``body.<path>``; whole floats pass as integers."""
+    whole = {k: int(v) for k, v in value.items() if type(v) is float and v.is_integer() and abs(v) < 2**63}
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert({**value, **whole}, kind)
     except RecursionError:
         raise SchemaError("The body is nested too deeply.", param="body") from None
     except msgspec.ValidationError as error:
@@ -108,6 +110,12 @@ def request_name(request: Request, named: str | None = None) -> str:
         if given and _ID.fullmatch(given):
             return given
     return uuid.uuid4().hex
+
+
+def salted(request: Request, salt: str | None = None) -> str:
+    """The prefix-cache salt of a request: holders of different API keys never share blocks."""
+    tenant = str(request.scope.get(TENANT, ""))
+    return f"{tenant}/{salt or ''}" if tenant else salt or ""
 
 
 async def gone(receive: Receive) -> None:

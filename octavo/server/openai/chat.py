@@ -35,7 +35,16 @@ from octavo.server.openai.requests import ChatRequest, misspelt
 from octavo.server.runs import Answer, Run, collect
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
-from octavo.server.wire import SSE_DONE, Stream, convert, read_object, reply, request_name, unless_gone
+from octavo.server.wire import (
+    SSE_DONE,
+    Stream,
+    convert,
+    read_object,
+    reply,
+    request_name,
+    salted,
+    unless_gone,
+)
 from octavo.types.job import ChatOptions, Event, Job
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -64,7 +73,7 @@ class Chat:
         model = self._state.check_model(body.model)
         self._body = body
         self._head = head("chatcmpl", request_name(request, body.request_id), model)
-        job = parse(body, self._state, self._head)
+        job = parse(body, self._state, self._head, salted(request, body.cache_salt))
         headers = warning_headers(misspelt(raw, ChatRequest))
         run = await Run.begin(self._state, [job])
         if body.stream:
@@ -200,7 +209,7 @@ def _line(chunk: ChatChunk) -> bytes:
     return b"data: " + _ENCODE(chunk) + b"\n\n"
 
 
-def parse(body: ChatRequest, state: State, head: Head) -> Job:
+def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
     """The job that a body asks for. Raises BadRequest."""
     settings = state.settings
     refuse_unsupported(body)
@@ -220,7 +229,7 @@ def parse(body: ChatRequest, state: State, head: Head) -> Job:
         messages=tuple(body.messages),
         chat=chat_options(body),
         priority=body.priority or 0,
-        salt=body.cache_salt or "",
+        salt=salt,
         model=head.model,
     )
 

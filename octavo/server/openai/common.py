@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most
+from octavo.server.limits import INT32_MAX, at_most
 from octavo.server.openai.replies import PromptDetails, UsageInfo
 from octavo.server.openai.requests import NOT_YET, CommonRequest
 from octavo.server.runs import Usage
@@ -16,7 +16,6 @@ from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.types.sampling import SamplingParams
 
-_INT32_MAX = 2**31 - 1
 _SALT_FORBIDS = "@/\\\0"
 _MAX_SALT_CHARS = 128
 
@@ -57,15 +56,16 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
     """The product of what one request asks for, before anything is queued (HARDENING S9)."""
     sequences = max(body.n or 1, getattr(body, "best_of", None) or 1)
     if prompts * sequences > settings.max_sequences:
-        what = f"n={sequences}" if prompts == 1 else f"{prompts} prompts with n={sequences}"
+        name = "n" if sequences == body.n else "best_of"
+        what = f"{name}={sequences}" if prompts == 1 else f"{prompts} prompts with {name}={sequences}"
         limit = settings.max_sequences
-        raise BadRequest(f"{what} is more than {limit} sequences in one request.", param="n")
+        raise BadRequest(f"{what} is more than {limit} sequences in one request.", param=name)
     stops = body.stop if isinstance(body.stop, list) else []
     at_most("stop", len(stops), settings.max_stop_strings, "strings")
     at_most("bad_words", len(body.bad_words or ()), settings.max_bad_words, "strings")
     at_most("logit_bias", len(body.logit_bias or ()), settings.max_listed_ids, "entries")
     at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_listed_ids, "ids")
-    if body.priority is not None and abs(body.priority) > _INT32_MAX:
+    if body.priority is not None and abs(body.priority) > INT32_MAX:
         raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
     salt = body.cache_salt
     if salt is not None and not _good_salt(salt):

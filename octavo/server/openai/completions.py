@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, check_ids
 from octavo.server.openai.common import (
     Head,
     UsageRules,
@@ -35,12 +35,20 @@ from octavo.server.openai.requests import CompletionRequest, misspelt
 from octavo.server.runs import Answer, Run, collect
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
-from octavo.server.wire import SSE_DONE, Stream, convert, read_object, reply, request_name, unless_gone
+from octavo.server.wire import (
+    SSE_DONE,
+    Stream,
+    convert,
+    read_object,
+    reply,
+    request_name,
+    salted,
+    unless_gone,
+)
 from octavo.types.engine import TokenLogprobs
 from octavo.types.job import Event, Job, Started
 
 _ENCODE = msgspec.json.Encoder().encode
-_INT32_MAX = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
 
@@ -68,7 +76,7 @@ class Completion:
         model = self._state.check_model(body.model)
         self._body = body
         self._head = head("cmpl", request_name(request, body.request_id), model)
-        jobs = parse(body, self._state, self._head)
+        jobs = parse(body, self._state, self._head, salted(request, body.cache_salt))
         headers = warning_headers(misspelt(raw, CompletionRequest))
         run = await Run.begin(self._state, jobs)
         if body.stream:
@@ -230,7 +238,7 @@ def _line(chunk: CompletionChunk) -> bytes:
     return b"data: " + _ENCODE(chunk) + b"\n\n"
 
 
-def parse(body: CompletionRequest, state: State, head: Head) -> list[Job]:
+def parse(body: CompletionRequest, state: State, head: Head, salt: str) -> list[Job]:
     """One job per prompt. Raises BadRequest."""
     settings = state.settings
     refuse_unsupported(body)
@@ -260,7 +268,7 @@ def parse(body: CompletionRequest, state: State, head: Head) -> list[Job]:
             add_special_tokens=body.add_special_tokens is not False,
             default_max_tokens=0 if prompt_only else None,
             priority=body.priority or 0,
-            salt=body.cache_salt or "",
+            salt=salt,
             model=head.model,
         )
         for prompt in prompts
@@ -299,8 +307,7 @@ def _token_ids(ids: list[Any]) -> tuple[int, ...]:
     for token in ids:
         if type(token) is not int:
             raise _mixed()
-        if not 0 <= token <= _INT32_MAX:
-            raise BadRequest(f"prompt has the token id {token}, which no vocabulary has.", param="prompt")
+    check_ids("prompt", ids)
     return tuple(ids)
 
 

@@ -1,0 +1,137 @@
+"""/v1/completions: every form of prompt, echo, logprobs, best_of, many prompts in one stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ran"),
+    [
+        ("ab", [("ab", None)]),
+        (["ab", "c"], [("ab", None), ("c", None)]),
+        ([97, 98], [(None, (97, 98))]),
+        ([[97], [98, 99]], [(None, (97,)), (None, (98, 99))]),
+        ("", [("", None)]),
+    ],
+)
+def test_forms_of_prompt(client: Any, prompt: Any, ran: Any) -> None:
+    reply = client.complete(prompt).json()
+    assert [(job.prompt, job.prompt_ids) for job in client.fake.jobs] == ran
+    assert [c["index"] for c in reply["choices"]] == list(range(len(ran)))
+    tokens = sum(len(text.encode()) if text is not None else len(ids) for text, ids in ran)
+    assert reply["usage"] == {
+        "prompt_tokens": tokens, "completion_tokens": 11 * len(ran), "total_tokens": tokens + 11 * len(ran),
+        "prompt_tokens_details": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, [], [[]], [1, "a"], ["a", 1], [[1], 2], ["a", [1]], [-1], [2**31], [[True]]]
+)
+def test_bad_prompts(client: Any, prompt: Any) -> None:
+    response = client.complete(prompt)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(("prompt", "body.prompt"))
+
+
+def test_default_max_tokens_is_16(client: Any) -> None:
+    client.fake.says = "x" * 50
+    reply = client.complete(max_tokens=None).json()
+    assert reply["choices"][0]["text"] == "x" * 16
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
+def test_n_and_prompts_number_the_choices(client: Any, stream: Any) -> None:
+    client.fake.says = "ab"
+    reply = client.complete(["p", "q"], n=2).json()
+    assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
+    chunks = stream(client.complete(["p", "q"], n=2, stream=True, echo=True))
+    texts = dict.fromkeys(range(4), "")
+    for chunk in chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert texts == {0: "pab", 1: "pab", 2: "qab", 3: "qab"}
+    assert sum(c["choices"][0]["finish_reason"] == "stop" for c in chunks) == 4
+
+
+@pytest.mark.parametrize("prompt", ["Say:", list(b"Say:")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo(client: Any, stream: Any, prompt: Any, streamed: bool) -> None:
+    response = client.complete(prompt, echo=True, max_tokens=2, stream=streamed)
+    if streamed:
+        assert [c["choices"][0]["text"] for c in stream(response)] == ["Say:H", "e"]
+    else:
+        assert response.json()["choices"][0]["text"] == "Say:He"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_echo_with_logprobs_scores_the_prompt(client: Any, stream: Any, streamed: bool) -> None:
+    response = client.complete("pq", echo=True, max_tokens=1, logprobs=1, stream=streamed)
+    body = stream(response)[0] if streamed else response.json()
+    logprobs = body["choices"][0]["logprobs"]
+    assert logprobs == {
+        "text_offset": [0, 1, 2],
+        "token_logprobs": [None, -1.0, -1.0],
+        "tokens": ["p", "q", "H"],
+        "top_logprobs": [None, {"q": -1.0, "A": -0.25}, {"H": -1.0, "A": -0.25}],
+    }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_prompt_alone(client: Any, stream: Any, streamed: bool) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
+    response = client.complete("pq", echo=True, max_tokens=0, logprobs=0, return_token_ids=True, **options)
+    chunks = stream(response) if streamed else [response.json()]
+    choice = chunks[0]["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == ("pq", "length", [])
+    assert choice["prompt_token_ids"] == [112, 113]
+    assert choice["logprobs"]["tokens"] == ["p", "q"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 0
+    assert client.fake.jobs[0].default_max_tokens == 0
+
+
+def test_logprobs_of_a_stream_have_running_offsets(client: Any, stream: Any) -> None:
+    client.fake.says = "aé!"
+    whole = client.complete(logprobs=2).json()["choices"][0]["logprobs"]
+    assert whole["tokens"] == ["a", "", "é", "!"]
+    assert whole["text_offset"] == [0, 1, 1, 2]
+    assert whole["top_logprobs"][0] == {"a": -1.0, "A": -0.25}
+    pieces = [c["choices"][0]["logprobs"] for c in stream(client.complete(logprobs=2, stream=True))]
+    assert [o for p in pieces for o in p["text_offset"]] == whole["text_offset"]
+    assert [t for p in pieces for t in p["tokens"]] == whole["tokens"]
+
+
+def test_prompt_logprobs_without_echo(client: Any) -> None:
+    choice = client.complete("pq", prompt_logprobs=0).json()["choices"][0]
+    assert choice["prompt_logprobs"] == [None, {"113": {"logprob": -1.0, "rank": 2, "decoded_token": "q"}}]
+    assert choice["logprobs"] is None
+
+
+def test_best_of_keeps_the_likeliest(client: Any) -> None:
+    client.fake.says = "ab"
+    reply = client.complete(n=1, best_of=3, logprobs=0).json()
+    assert client.fake.jobs[0].sampling.n == 3
+    assert [c["index"] for c in reply["choices"]] == [0]
+    assert reply["choices"][0]["logprobs"]["token_logprobs"] == [-1.0, -1.0], "sequence 0 is the likeliest"
+    assert reply["usage"]["completion_tokens"] == 6, "what was generated counts"
+    plain = client.complete(n=2, best_of=3).json()
+    assert [c["index"] for c in plain["choices"]] == [0, 1]
+    assert plain["choices"][0]["logprobs"] is None
+
+
+def test_token_ids(client: Any, stream: Any) -> None:
+    client.fake.says = "ab"
+    choice = client.complete("p", return_token_ids=True).json()["choices"][0]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([112], [97, 98])
+    chunks = stream(client.complete("p", return_token_ids=True, stream=True))
+    assert [c["choices"][0]["token_ids"] for c in chunks] == [[97], [98]]
+    assert [c["choices"][0]["prompt_token_ids"] for c in chunks] == [[112], None]
+
+
+def test_one_refused_prompt_ends_them_all(client: Any) -> None:
+    response = client.complete([[97], [300]])
+    assert response.status_code == 400
+    assert len(client.fake.aborted) == 1
+    assert client.fake.live == set()

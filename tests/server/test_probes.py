@@ -1,0 +1,243 @@
+"""Probes, models, tokens, metrics, the document: everything that is not a completion."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import octavo
+from octavo.server.app import build_app
+from octavo.server.document import ENTRIES, openapi
+from octavo.server.metrics import Metrics, token_buckets
+from octavo.server.settings import ServerSettings
+
+
+def test_health_follows_the_service(client: Any) -> None:
+    assert client.get("/health").status_code == 200
+    assert client.get("/health").content == b""
+    assert client.send("POST", "/ping").status_code == 200
+    client.fake.ready = False
+    assert client.get("/health").status_code == 503
+    client.fake.ready, client.fake.failure = True, "boom"
+    assert client.get("/ping").status_code == 503
+    assert client.chat().status_code == 503
+    assert "boom" not in client.chat().text
+
+
+def test_before_the_model_is_there(client: Any) -> None:
+    app = build_app(None, ServerSettings())
+    client.app = lambda: app
+    assert client.get("/health").status_code == 503
+    for response in (client.chat(), client.complete(), client.get("/v1/models"), client.get("/v1/models/x")):
+        assert response.status_code == 503
+        assert "loading" in response.json()["error"]["message"]
+    assert client.get("/version").json() == {"version": octavo.__version__}
+    assert client.get("/metrics").status_code == 200
+    app.state.octavo.open(client.fake)
+    assert client.get("/health").status_code == 200
+    assert client.chat().status_code == 200
+
+
+def test_draining_refuses_what_is_new(client: Any) -> None:
+    app = build_app(client.fake, ServerSettings())
+    client.app = lambda: app
+    app.state.octavo.draining = True
+    assert client.get("/health").status_code == 503
+    assert client.chat().status_code == 503
+
+
+def test_load_counts_requests_at_work(client: Any) -> None:
+    app = build_app(client.fake, ServerSettings())
+    client.app = lambda: app
+    client.chat(), client.chat(stream=True), client.chat(n=0)
+    assert client.get("/load").json() == {"server_load": 0}
+
+
+def test_models(client: Any) -> None:
+    reply = client.get("/v1/models").json()
+    assert [card["id"] for card in reply["data"]] == ["pocket", "alias/pocket"]
+    assert reply["data"][0]["max_model_len"] == 512
+    assert client.get("/v1/models/alias/pocket").json()["id"] == "alias/pocket"
+    assert client.get("/v1/models/alias%2Fpocket").json()["id"] == "alias/pocket"
+    assert "pocket" in client.get("/v1/models/no").json()["error"]["message"]
+
+
+def test_tokenize(client: Any) -> None:
+    reply = client.post("/tokenize", {"prompt": "ab", "return_token_strs": True}).json()
+    assert reply == {"count": 2, "max_model_len": 512, "tokens": [97, 98], "token_strs": ["<97>", "<98>"]}
+    reply = client.post("/tokenize", {"messages": [{"role": "u", "content": "x"}]}).json()
+    assert (reply["tokens"], reply["token_strs"]) == (list(b"<u>x"), None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"prompt": "a", "messages": []}, {"messages": []}, {"prompt": 3}, {"messages": [{"role": "u"}],
+        "chat_template": "x"}, {"messages": [{"role": "u"}], "add_generation_prompt": True,
+        "continue_final_message": True},
+    ],
+)  # fmt: skip
+def test_tokenize_refuses(client: Any, body: Any) -> None:
+    assert client.post("/tokenize", body).status_code == 400
+
+
+def test_detokenize(client: Any) -> None:
+    assert client.post("/detokenize", {"tokens": [97, 98]}).json() == {"prompt": "ab"}
+    assert client.post("/detokenize", {"tokens": []}).json() == {"prompt": ""}
+    for bad in ([-1], [2**31], [2**63], [300], ["a"], 5, None):
+        assert client.post("/detokenize", {"tokens": bad}).status_code == 400
+
+
+def test_generate(client: Any) -> None:
+    body = {
+        "prompt": [80, 58],
+        "n": 2,
+        "max_tokens": 2,
+        "temperature": 0.5,
+        "unknown": 1,
+        "logits_processors": None,
+    }
+    assert client.post("/generate", body).json() == {"text": ["P:He", "P:He"]}
+    assert client.post("/generate", {"prompt": "P"}).json() == {"text": ["PHello world"]}
+    assert client.fake.jobs[-1].sampling.max_tokens == 16
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"prompt": 3}, {"prompt": []}, {"prompt": ["a"]}, {"prompt": "x", "n": 0},
+        {"prompt": "x", "n": 16385},
+        {"prompt": "x", "temperature": "hot"}, {"prompt": "x", "use_beam_search": True}, {"prompt": [2**63]},
+        {"prompt": [-1]}, {"prompt": "x", "stop": ["a"] * 5}, {"prompt": "x", "stop": {"a": 1}},
+        {"prompt": "x", "max_tokens": 0}, {"prompt": "x", "structured_outputs": {"regex": "a"}},
+        {"prompt": "x", "stream": "yes"}, {"prompt": "x", "logit_bias": {"a": 1}},
+        {"prompt": "x", "max_tokens": 10**30},
+    ],
+)  # fmt: skip
+def test_generate_refuses(client: Any, body: Any) -> None:
+    assert client.post("/generate", body).status_code == 400
+
+
+def test_generate_stream_error(client: Any) -> None:
+    client.fake.fails_at = 1
+    pieces = client.post("/generate", {"prompt": "P", "stream": True}).content.split(b"\0")
+    assert pieces[0] == b'{"text":["PH"]}'
+    assert b'"error"' in pieces[1]
+
+
+def samples(text: str) -> dict[str, Any]:
+    """Sample name to (labels, value), the last one of each name."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = (sample.labels, sample.value)
+    return found
+
+
+def test_metrics(client: Any) -> None:
+    app = build_app(client.fake, ServerSettings())
+    client.app = lambda: app
+    client.fake.recorder = app.state.octavo.metrics
+    client.fake.says = "abcd"
+    client.chat(max_tokens=7)
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    seen = samples(response.text)
+    labels = {"model_name": "pocket", "engine": "0"}
+    assert seen["vllm:num_requests_running"] == (labels, 0)
+    assert seen["vllm:kv_cache_usage_perc"] == (labels, 0.5)
+    assert seen["vllm:generation_tokens_total"] == (labels, 42)
+    assert seen["vllm:request_prompt_tokens_sum"] == (labels, 8)
+    assert seen["vllm:request_generation_tokens_sum"] == (labels, 4)
+    assert seen["vllm:request_params_max_tokens_sum"] == (labels, 7)
+    assert seen["vllm:time_to_first_token_seconds_count"] == (labels, 1)
+    assert seen["vllm:inter_token_latency_seconds_count"] == (labels, 3)
+    assert seen["vllm:e2e_request_latency_seconds_count"] == (labels, 1)
+    finished = [line for line in response.text.splitlines() if 'finished_reason="stop"' in line]
+    assert finished[0].endswith(" 1.0")
+    assert "process_resident_memory_bytes" in seen
+
+
+def test_every_metric_of_the_list_is_there(client: Any) -> None:
+    text = client.get("/metrics").text
+    for name in (
+        "num_requests_waiting", "num_requests_waiting_by_reason", "cache_config_info", "prompt_tokens_total",
+        "prompt_tokens_cached_total", "num_preemptions_total", "prefix_cache_queries_total",
+        "prefix_cache_hits_total", "request_success_total", "request_time_per_output_token_seconds_bucket",
+        "request_prefill_time_seconds_bucket", "request_decode_time_seconds_bucket",
+        "request_inference_time_seconds_bucket", "request_params_n_bucket",
+    ):  # fmt: skip
+        assert f"vllm:{name}" in text, name
+
+
+def test_metrics_prefix_and_forgetting() -> None:
+    metrics = Metrics("octavo:")
+    for index in range(10_000):
+        metrics.on_tokens(index, 1, 0.0)
+    assert len(metrics._last_s) <= 4096
+    assert b"vllm:" not in metrics.render()
+
+
+def test_token_buckets() -> None:
+    assert token_buckets(64) == (1, 2, 5, 10, 20, 50)
+    assert token_buckets(0) == (1,)
+
+
+def test_the_document_names_every_route(client: Any) -> None:
+    mounted = {
+        (m, r.path.replace(":path", "")) for r in client.app().routes for m in r.methods if m != "HEAD"
+    }
+    assert mounted == {(entry.method.upper(), entry.path) for entry in ENTRIES}
+
+
+def test_openapi(client: Any) -> None:
+    spec = client.get("/openapi.json").json()
+    assert spec == openapi()
+    chat = spec["components"]["schemas"]["ChatRequest"]
+    assert chat["required"] == ["messages"]
+    assert {"temperature", "top_k", "max_completion_tokens"} <= set(chat["properties"])
+
+    def refs(value: Any) -> Any:
+        if isinstance(value, dict):
+            yield from ([value["$ref"]] if isinstance(value.get("$ref"), str) else [])
+            for part in value.values():
+                yield from refs(part)
+        elif isinstance(value, list):
+            for part in value:
+                yield from refs(part)
+
+    for ref in refs(spec):
+        assert ref.removeprefix("#/components/schemas/") in spec["components"]["schemas"]
+
+
+def test_docs_page_needs_no_other_host(client: Any) -> None:
+    response = client.get("/docs")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "//" not in response.text.replace("<!doctype", ""), "no address of another host, no comment"
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_docs_can_be_turned_off(client: Any) -> None:
+    client.settings["disable_docs"] = True
+    assert client.get("/docs").status_code == 404
+    assert client.get("/openapi.json").status_code == 404
+    assert client.get("/").json()["docs"] is None
+
+
+def test_root(client: Any) -> None:
+    reply = client.get("/").json()
+    assert (reply["name"], reply["docs"], reply["ready"]) == ("Octavo", "/docs", True)
+
+
+def test_log_of_requests_never_holds_the_text(client: Any, caplog: Any) -> None:
+    caplog.set_level(logging.DEBUG, "octavo")
+    client.chat(messages=[{"role": "user", "content": "canary-1"}])
+    assert "canary" not in caplog.text
+    client.settings["enable_log_requests"] = True
+    client.chat(messages=[{"role": "user", "content": "canary-2"}], temperature=0.25)
+    assert "temperature=0.25" in caplog.text
+    assert "canary" not in caplog.text
