@@ -85,6 +85,12 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
         """The rope parameters of one layer."""
         return self.rope_by_type[self.layer_types[layer]]
 
+    def uses_rope(self, layer: int) -> bool:
+        """False for the layers that `no_rope_layers` (1 where there is one) leaves without rotary
+        embedding.
+        """
+        return layer not in _without_rope(self.config, self.layers)
+
     def flag(self, key: str) -> bool:
         """A family's own true/false key; CheckpointError when it is something else."""
         return _flag(self.config, key)
@@ -197,6 +203,7 @@ _NULLABLE = (
     "sliding_window",
     "final_logit_softcapping",
     "attn_logit_softcapping",
+    "no_rope_layers",
 )
 """Keys whose null says something ("none", "as many as heads"); elsewhere null is the same as absent."""
 
@@ -251,7 +258,21 @@ def _is_local(values: dict[str, Any], family: FamilyConfig, windowed: bool, laye
         return windowed and layer >= _integer(values, "max_window_layers", least=0)
     if family.layers == "pattern":
         return (layer + 1) % _integer(values, "sliding_window_pattern") != 0
+    if family.layers == "no_rope":
+        return windowed and layer in _without_rope(values, layer + 1)
     return False
+
+
+def _without_rope(values: dict[str, Any], layers: int) -> set[int]:
+    given = values.get("no_rope_layers")
+    if given is not None:
+        if not isinstance(given, list) or len(given) < layers or not all(x in (0, 1) for x in given):
+            raise CheckpointError("config.json: no_rope_layers must be a list of 0 and 1, one per layer.")
+        return {i for i in range(layers) if not given[i]}
+    if values.get("no_rope_layer_interval") is None:
+        return set()
+    every = _integer(values, "no_rope_layer_interval")
+    return {i for i in range(layers) if (i + 1) % every == 0}
 
 
 def _ropes(values: dict[str, Any], family: FamilyConfig) -> dict[str, dict[str, Any]]:

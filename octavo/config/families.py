@@ -138,6 +138,108 @@ _GPT2 = {
     "scale_attn_by_inverse_layer_idx": False,
 }
 
+_GEMMA = {
+    **_COMMON,
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+_GRANITE = {
+    **_LLAMA,
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+}
+
+_OLMO2 = {**_LLAMA, "vocab_size": 50304, "rms_norm_eps": 1e-5}
+
+_SMOLLM3 = {
+    **_COMMON,
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
+    "rope_theta": 2_000_000.0,
+}
+
+_STARCODER2 = {
+    **_COMMON,
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+    "use_bias": True,
+    "tie_word_embeddings": True,
+}
+
+_STABLELM = {
+    **_COMMON,
+    "vocab_size": 50304,
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+}
+
+_PHI = {
+    **_COMMON,
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "qk_layernorm": False,
+}
+
+_COHERE = {
+    **_COMMON,
+    "vocab_size": 256000,
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "logit_scale": 0.0625,
+    "rope_theta": 500_000.0,
+    "use_qk_norm": False,
+}
+
 _GPT2_SPELLING = {
     "hidden_size": "n_embd",
     "intermediate_size": "n_inner",
@@ -149,6 +251,7 @@ _GPT2_SPELLING = {
 }
 
 _GEMMA_SPELLING = {"hidden_act": "hidden_activation"}
+_LAYER_NORM_SPELLING = {"rms_norm_eps": "layer_norm_eps"}
 
 
 FAMILY_CONFIGS: dict[str, FamilyConfig] = {
@@ -164,5 +267,15 @@ FAMILY_CONFIGS: dict[str, FamilyConfig] = {
         "gemma3", _GEMMA3, _GEMMA_SPELLING, layers="pattern", local_theta=10000.0, wrapped=True
     ),
     "Phi3ForCausalLM": FamilyConfig("phi3", _PHI3, layers="window", typed_layers=False),
+    "GemmaForCausalLM": FamilyConfig("gemma", _GEMMA, typed_layers=False),
+    "GraniteForCausalLM": FamilyConfig("granite", _GRANITE, typed_layers=False),
+    "Olmo2ForCausalLM": FamilyConfig("olmo2", _OLMO2, typed_layers=False),
+    "SmolLM3ForCausalLM": FamilyConfig("smollm3", _SMOLLM3, layers="no_rope"),
+    "Starcoder2ForCausalLM": FamilyConfig(
+        "starcoder2", _STARCODER2, {"rms_norm_eps": "norm_epsilon"}, layers="window", typed_layers=False
+    ),
+    "StableLmForCausalLM": FamilyConfig("stablelm", _STABLELM, _LAYER_NORM_SPELLING, typed_layers=False),
+    "PhiForCausalLM": FamilyConfig("phi", _PHI, _LAYER_NORM_SPELLING, typed_layers=False),
+    "CohereForCausalLM": FamilyConfig("cohere", _COHERE, _LAYER_NORM_SPELLING, typed_layers=False),
     "GPT2LMHeadModel": FamilyConfig("gpt2", _GPT2, _GPT2_SPELLING, rope=False),
 }

@@ -9,18 +9,53 @@ from octavo.ops.contract import Ops, Value
 
 
 class PreNorm(Layer):
-    """x += attention(norm(x)); x += mlp(norm(x)). Xiong et al. 2020."""
+    """x += attention(norm(x)); x += mlp(norm(x)), each part times `scale`. Xiong et al. 2020."""
 
-    def __init__(self, attention: Layer, mlp: Layer, norm: Callable[[], Layer]) -> None:
+    def __init__(
+        self, attention: Layer, mlp: Layer, norm: Callable[[], Layer], *, scale: float | None = None
+    ) -> None:
         self.attention_norm = norm()
         self.attention = attention
         self.mlp_norm = norm()
         self.mlp = mlp
+        self.scale = scale
 
     def __call__(self, op: Ops, x: Value) -> Value:
         """x [tokens, hidden] -> [tokens, hidden]."""
-        x = op.add(x, self.attention(op, self.attention_norm(op, x)))
-        return op.add(x, self.mlp(op, self.mlp_norm(op, x)))
+        x = self._join(op, x, self.attention(op, self.attention_norm(op, x)))
+        return self._join(op, x, self.mlp(op, self.mlp_norm(op, x)))
+
+    def _join(self, op: Ops, x: Value, part: Value) -> Value:
+        return op.add(x, part if self.scale is None else op.scale(part, self.scale))
+
+
+class PostNorm(Layer):
+    """x += norm(attention(x)); x += norm(mlp(x)). OLMo et al. 2024."""
+
+    def __init__(self, attention: Layer, mlp: Layer, norm: Callable[[], Layer]) -> None:
+        self.attention = attention
+        self.attention_post_norm = norm()
+        self.mlp = mlp
+        self.mlp_post_norm = norm()
+
+    def __call__(self, op: Ops, x: Value) -> Value:
+        """x [tokens, hidden] -> [tokens, hidden]."""
+        x = op.add(x, self.attention_post_norm(op, self.attention(op, x)))
+        return op.add(x, self.mlp_post_norm(op, self.mlp(op, x)))
+
+
+class Parallel(Layer):
+    """y = norm(x); x += attention(y) + mlp(y). Wang & Komatsuzaki 2021 (GPT-J)."""
+
+    def __init__(self, attention: Layer, mlp: Layer, norm: Callable[[], Layer]) -> None:
+        self.attention_norm = norm()
+        self.attention = attention
+        self.mlp = mlp
+
+    def __call__(self, op: Ops, x: Value) -> Value:
+        """x [tokens, hidden] -> [tokens, hidden]."""
+        y = self.attention_norm(op, x)
+        return op.add(op.add(x, self.attention(op, y)), self.mlp(op, y))
 
 
 class Sandwich(Layer):

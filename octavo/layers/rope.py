@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,10 @@ class RopeParams:
         return np.power(float(self.base), exponent.astype(np.float64)).astype(np.float32)
 
 
-def rope(c: Arch, layer: int) -> Rope:
+def rope(c: Arch, layer: int, *, interleaved: bool = False) -> Rope:
     """The rotary embedding of one layer; CheckpointError names a bad key of config.json."""
-    return make_rope(c.rope_values(layer), c.head_dim, c.max_positions, c.original_max_positions)
+    made = make_rope(c.rope_values(layer), c.head_dim, c.max_positions, c.original_max_positions)
+    return replace(made, interleaved=interleaved)
 
 
 def make_rope(values: dict[str, Any], head_dim: int, max_positions: int, original: int | None = None) -> Rope:

@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (its text model). Gemma Team 2024, 2025."""
+"""Gemma, Gemma 2 and Gemma 3 (its text model). Gemma Team 2024, 2025."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 from octavo.config.arch import Arch
 from octavo.layers.attention import Attention
-from octavo.layers.block import Sandwich
+from octavo.layers.block import PreNorm, Sandwich
 from octavo.layers.decoder import Decoder
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
@@ -52,6 +52,21 @@ def _decoder(c: Arch, *, head_norms: bool, softcap: float | None) -> Decoder:
         embed_scale=c.hidden**0.5,
         logit_softcap=c.optional("final_logit_softcapping"),
     )
+
+
+@family("GemmaForCausalLM", names=LLAMA, gguf="gemma")
+def gemma(c: Arch) -> Decoder:
+    """Llama with scaled embeddings and norm weights stored less 1."""
+    norm = partial(RMSNorm, c.hidden, c.eps, offset=1.0)
+    bias = c.flag("attention_bias")
+    # The first releases say gelu and mean its tanh approximation.
+    act = "gelu_tanh" if c.act == "gelu" else c.act
+
+    def block(i: int) -> PreNorm:
+        attention = Attention(c, i, rope=rope(c, i), qkv_bias=bias, out_bias=bias)
+        return PreNorm(attention, GatedMLP(c.hidden, c.ffn, act), norm)
+
+    return Decoder(c, block, norm=norm(), embed_scale=c.hidden**0.5)
 
 
 @family("Gemma2ForCausalLM", names=GEMMA, gguf="gemma2")

@@ -66,7 +66,8 @@ def check_windows_and_ropes(ours: Arch, theirs: Any) -> None:
     parameters = getattr(theirs, "rope_parameters", None) or {}
     for kind in ours.rope_by_type:
         flat = parameters.get(kind, parameters)
-        assert ours.rope_by_type[kind]["rope_theta"] == flat["rope_theta"]
+        for key in ("rope_theta", "partial_rotary_factor"):
+            assert ours.rope_by_type[kind].get(key, 1.0) == flat.get(key, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,15 @@ def test_an_unknown_architecture_lists_the_known(config: dict[str, Any]) -> None
 def test_a_bad_value_names_its_key(change: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         read_arch({**LLAMA, **change})
+
+
+def test_layers_without_rope() -> None:
+    config = {"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 4}
+    assert [read_arch(config).uses_rope(i) for i in range(4)] == [True, True, True, False]
+    listed = read_arch(config, {"no_rope_layers": [0, 1, 1, 0]})
+    assert [listed.uses_rope(i) for i in range(4)] == [False, True, True, False]
+    with pytest.raises(CheckpointError, match="no_rope_layers"):
+        read_arch(config, {"no_rope_layers": [2]}).uses_rope(0)
 
 
 @pytest.mark.parametrize(
