@@ -59,10 +59,6 @@ def _from_environment(environment: Environment) -> Mapping[str, Any]:
     }
     if environment.api_key is not None:
         given["api_keys"] = (environment.api_key,)
-    if environment.host_ip is not None:
-        given["host"] = environment.host_ip
-    if environment.port is not None:
-        given["port"] = environment.port
     return given
 
 

@@ -17,6 +17,8 @@ from octavo.errors import OctavoError
 if TYPE_CHECKING:
     from octavo.llm import LLM
 
+_COMPLETION_TOKENS = 256
+"""A raw text has no natural end, so `octavo complete` stops here unless told otherwise."""
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k")
 
 
@@ -67,6 +69,8 @@ def main(command: str, words: Sequence[str]) -> int:
         return 0
     settings = read_words(words, TALK)
     sampling = {name: settings.cli[name] for name in _SAMPLING if name in settings.cli}
+    if command == "complete":
+        sampling.setdefault("max_tokens", _COMPLETION_TOKENS)
     talk = Talk(command == "chat", sampling, settings.cli.get("system_prompt"))
     model = _model(settings)
     quick = settings.cli.get("quick")
@@ -122,8 +126,9 @@ class Talk:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
         finally:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            if said:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
             if self._chat:
                 self.messages.append({"role": "assistant", "content": "".join(said)})
         return "".join(said)

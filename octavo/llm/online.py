@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import BadRequest, OctavoError, Unavailable
@@ -54,7 +54,7 @@ class AsyncLLM:
         lora_request: Any = None,
         priority: int = 0,
         **_: Any,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput]:
         """Stream the answer to one prompt; closing the iterator aborts it.
 
         Outputs are cumulative, deltas, or one at the end, as `sampling_params.output_kind` says. Raises
@@ -73,8 +73,9 @@ class AsyncLLM:
             priority=priority,
             default_max_tokens=self._default_max_tokens,
         )
-        async for output in self._run(job):
-            yield output
+        async with contextlib.aclosing(self._run(job)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def chat(
         self,
@@ -83,7 +84,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         options: ChatOptions | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput]:
         """The same for one conversation."""
         params = sampling_params or self.get_default_sampling_params()
         params.verify()
@@ -94,10 +95,11 @@ class AsyncLLM:
             sampling=params,
             default_max_tokens=self._default_max_tokens,
         )
-        async for output in self._run(job):
-            yield output
+        async with contextlib.aclosing(self._run(job)) as outputs:
+            async for output in outputs:
+                yield output
 
-    async def _run(self, job: Job) -> AsyncIterator[RequestOutput]:
+    async def _run(self, job: Job) -> AsyncGenerator[RequestOutput]:
         await self._start()
         stream = await self._service.submit(job)
         async with contextlib.aclosing(stream):

@@ -1,0 +1,508 @@
+"""LLM and AsyncLLM over the real text side and a scripted engine; a few runs on the bundled model."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.config.engine import EngineConfig
+from octavo.config.generation import GenerationConfig
+from octavo.errors import BadRequest, OctavoError, PromptTooLong, QueueFull
+from octavo.llm import LLM, AsyncLLM, EngineArgs
+from octavo.llm.args import keywords_of
+from octavo.llm.collect import TokenTexts
+from octavo.pipeline.prepare import ModelInfo, Preparer
+from octavo.pipeline.service import Service
+from octavo.pipeline.template import load_template
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.types.engine import EngineRequest, Finish, TokenLogprobs, TokenOut
+from octavo.types.sampling import RequestOutputKind, SamplingParams
+
+POCKET = Path(__file__).parents[1] / "octavo" / "assets" / "pocket"
+ROOT = Path(__file__).parents[1]
+
+
+class ScriptedEngine:
+    """Answers every prompt with the tokens of `script`, one a step, at most `room` sequences at a time."""
+
+    def __init__(self, script: Sequence[int], room: int = 1000, queue: int = 1000) -> None:
+        self.script = list(script)
+        self.room = room
+        self.queue = queue
+        self.requests: list[EngineRequest] = []
+        self.live: dict[str, tuple[EngineRequest, int]] = {}
+        self.aborted: list[str] = []
+        self.steps = 0
+        self.on_step: Callable[[], None] = lambda: None
+        self.error_at: int | None = None
+
+    def submit(self, request: EngineRequest) -> None:
+        if len(self.live) >= self.queue:
+            raise QueueFull("full", retry_after_s=1.0)
+        self.requests.append(request)
+        self.live[request.id] = (request, 0)
+
+    def abort(self, ids: Iterable[str]) -> None:
+        for one in list(ids):
+            if self.live.pop(one, None):
+                self.aborted.append(one)
+
+    def busy(self) -> bool:
+        return bool(self.live)
+
+    def step(self) -> list[TokenOut]:
+        self.steps += 1
+        self.on_step()
+        outs = []
+        for one, (request, at) in list(self.live.items())[: self.room]:
+            outs.append(self._out(request, at))
+            self.live[one] = (request, at + 1)
+            if outs[-1].finish is not None:
+                del self.live[one]
+        return outs
+
+    def _out(self, request: EngineRequest, at: int) -> TokenOut:
+        token = self.script[at % len(self.script)]
+        spec = request.sampling
+        finish = None
+        if token == spec.eos_id or token in spec.end_ids:
+            finish = Finish("stop", None if token == spec.eos_id else token)
+        elif at + 1 >= spec.max_tokens:
+            finish = Finish("length")
+        if self.error_at == at:
+            finish = Finish("error", error="it broke")
+        value = -0.5 - (len(request.id) + spec.seed % 7) / 10
+        logprobs = (TokenLogprobs((token, 5), (value, -3.0), (1, 2)),) if spec.logprobs is not None else ()
+        prompt = ()
+        if spec.prompt_logprobs is not None and at == 0:
+            prompt = (None, *(TokenLogprobs((i,), (-1.0,), (3,)) for i in request.prompt[1:]))
+        return TokenOut(
+            id=request.id,
+            tokens=(token,),
+            logprobs=logprobs,
+            prompt_logprobs=prompt,
+            cached_tokens=2,
+            finish=finish,
+        )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(POCKET)
+
+
+def preparer_of(tokenizer: Tokenizer, **generation: Any) -> Preparer:
+    info = ModelInfo(names=("m",), max_model_len=200, vocab_size=tokenizer.vocab_size)
+    return Preparer(
+        tokenizer, load_template(POCKET, tokenizer, None), GenerationConfig(**generation), info, seed=0
+    )
+
+
+@pytest.fixture
+def preparer(tokenizer: Tokenizer) -> Preparer:
+    return preparer_of(tokenizer)
+
+
+def llm_of(engine: ScriptedEngine, preparer: Preparer, **config: Any) -> LLM:
+    llm = LLM.__new__(LLM)
+    llm._setup(EngineConfig(**config), engine, preparer)
+    return llm
+
+
+@pytest.fixture
+def text(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(" the sky is blue", add_special_tokens=False)
+
+
+@pytest.fixture
+def engine(text: list[int]) -> ScriptedEngine:
+    return ScriptedEngine(text)
+
+
+def params(count: int, **fields: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=count, **fields)
+
+
+def test_one_prompt_gives_a_list_of_one(engine: ScriptedEngine, preparer: Preparer, text: list[int]) -> None:
+    (out,) = llm_of(engine, preparer).generate("Hello", params(len(text)))
+    assert out.prompt == "Hello"
+    assert out.prompt_token_ids == list(engine.requests[0].prompt)
+    assert out.finished
+    assert out.num_cached_tokens == 2
+    (answer,) = out.outputs
+    assert answer.text == " the sky is blue"
+    assert answer.token_ids == text
+    assert (answer.finish_reason, answer.stop_reason) == ("length", None)
+    assert answer.logprobs is None
+    assert answer.cumulative_logprob is None
+    assert out.metrics is not None
+    assert out.metrics.finished_time is not None
+
+
+def test_every_shape_of_prompt(engine: ScriptedEngine, preparer: Preparer) -> None:
+    llm = llm_of(engine, preparer)
+    ids = preparer.encode_text("Hello", True)
+    shapes: list[Any] = [
+        "Hello", list(ids), tuple(ids), {"prompt": "Hello"}, {"prompt_token_ids": list(ids)},
+        {"prompt": "Hello", "prompt_token_ids": list(ids), "cache_salt": "s"},
+    ]  # fmt: skip
+    for shape in shapes:
+        (out,) = llm.generate(shape, params(1))
+        assert out.prompt_token_ids == list(ids)
+    assert engine.requests[-1].salt == "s"
+    outs = llm.generate(shapes, params(1))
+    assert [out.prompt_token_ids for out in outs] == [list(ids)] * len(shapes)
+    assert llm.generate(prompt_token_ids=[list(ids), [1, 2]], sampling_params=params(1))[
+        1
+    ].prompt_token_ids == [1, 2]
+    assert llm.generate(prompt_token_ids=list(ids), sampling_params=params(1))[0].prompt is None
+    assert llm.generate([], params(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "There is no prompt"),
+        (b"x", "not bytes"),
+        (["ok", ""], "Prompt 1: "),
+        (["ok", []], "Prompt 1 is empty"),
+        (["ok", 5], "Prompt 1 is a int"),
+        ([{"multi_modal_data": {"image": 1}, "prompt": "x"}], "multi_modal_data"),
+        ([{"text": "x"}], "has the key 'text'"),
+        ([{}], "without prompt"),
+        ([[1, "x"]], "not a token id"),
+        ([[10**6]], "out of vocabulary"),
+    ],
+)
+def test_a_bad_prompt_raises_before_anything_runs(
+    prompts: Any, message: str, engine: ScriptedEngine, preparer: Preparer
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        llm_of(engine, preparer).generate(prompts, params(2))
+    assert engine.requests == []
+
+
+def test_a_prompt_that_is_too_long(engine: ScriptedEngine, preparer: Preparer) -> None:
+    with pytest.raises(PromptTooLong, match="300 tokens"):
+        llm_of(engine, preparer).generate(["a", [7] * 300])
+    assert engine.requests == []
+
+
+def test_results_stay_in_order_whatever_ends_first(engine: ScriptedEngine, preparer: Preparer) -> None:
+    engine.room = 2
+    counts = [5, 1, 4, 2, 3]
+    outs = llm_of(engine, preparer).generate([[9, i] for i in range(5)], [params(c) for c in counts])
+    assert [out.prompt_token_ids for out in outs] == [[9, i] for i in range(5)]
+    assert [len(out.outputs[0].token_ids) for out in outs] == counts
+    assert len({out.request_id for out in outs}) == 5
+
+
+def test_numbers_of_params_and_priorities_must_fit(engine: ScriptedEngine, preparer: Preparer) -> None:
+    llm = llm_of(engine, preparer)
+    with pytest.raises(BadRequest, match="2 prompts but 3 SamplingParams"):
+        llm.generate(["a", "b"], [params(1)] * 3)
+    with pytest.raises(BadRequest, match="2 prompts but 1 priorities"):
+        llm.generate(["a", "b"], params(1), priority=[1])
+    llm.generate(["a", "b"], params(1), priority=[3, 4])
+    assert [request.priority for request in engine.requests] == [3, 4]
+
+
+def test_more_prompts_than_the_engine_queues(engine: ScriptedEngine, preparer: Preparer) -> None:
+    engine.queue = 3
+    outs = llm_of(engine, preparer).generate([[i] for i in range(20)], params(2))
+    assert [out.prompt_token_ids for out in outs] == [[i] for i in range(20)]
+
+
+def test_n_answers_and_logprobs(engine: ScriptedEngine, preparer: Preparer, text: list[int]) -> None:
+    (out,) = llm_of(engine, preparer).generate("Hi", params(2, n=3, logprobs=1, prompt_logprobs=0, seed=1))
+    assert [answer.index for answer in out.outputs] == [0, 1, 2]
+    answer = out.outputs[0]
+    assert answer.logprobs is not None
+    assert [list(position) for position in answer.logprobs] == [[text[0], 5], [text[1], 5]]
+    first = answer.logprobs[0][text[0]]
+    assert (first.rank, first.decoded_token) == (
+        1,
+        preparer.tokenizer and preparer.tokenizer.decode([text[0]]),
+    )
+    assert answer.cumulative_logprob == pytest.approx(
+        sum(p[t].logprob for p, t in zip(answer.logprobs, text, strict=False))
+    )
+    assert out.prompt_logprobs is not None
+    assert out.prompt_logprobs[0] is None
+    assert len(out.prompt_logprobs) == len(out.prompt_token_ids or [])
+    assert len({request.sampling.seed for request in engine.requests}) == 3
+
+
+def test_a_stop_string_ends_it_and_aborts_the_engine(engine: ScriptedEngine, preparer: Preparer) -> None:
+    (out,) = llm_of(engine, preparer).generate("Hi", params(50, stop=" is"))
+    assert out.outputs[0].text == " the sky"
+    assert (out.outputs[0].finish_reason, out.outputs[0].stop_reason) == ("stop", " is")
+    assert len(engine.aborted) == 1
+    assert not engine.busy()
+
+
+def test_streams_hold_deltas(engine: ScriptedEngine, preparer: Preparer, text: list[int]) -> None:
+    pieces = list(llm_of(engine, preparer).generate(["a", "b"], params(len(text), logprobs=0), stream=True))
+    for request_id in ("0", "1"):
+        mine = [piece for piece in pieces if piece.request_id == request_id]
+        assert "".join(piece.outputs[0].text for piece in mine) == " the sky is blue"
+        assert [i for piece in mine for i in piece.outputs[0].token_ids] == text
+        assert [len(piece.outputs[0].logprobs or []) for piece in mine] == [1] * len(text)
+        assert [piece.finished for piece in mine] == [False] * (len(text) - 1) + [True]
+
+
+def test_a_stream_of_final_outputs(engine: ScriptedEngine, preparer: Preparer) -> None:
+    wanted = params(4, output_kind=RequestOutputKind.FINAL_ONLY)
+    (out,) = list(llm_of(engine, preparer).generate("a", wanted, stream=True))
+    assert out.outputs[0].text == " the sky is blue"
+
+
+def test_leaving_a_stream_aborts_it_and_spares_the_other(engine: ScriptedEngine, preparer: Preparer) -> None:
+    llm = llm_of(engine, preparer)
+    first = llm.generate("a", params(100), stream=True)
+    second = llm.generate("b", params(4), stream=True)
+    next(first)
+    next(second)
+    first.close()  # type: ignore[attr-defined]
+    assert engine.aborted == ["0"]
+    assert "".join(piece.outputs[0].text for piece in second) == " sky is blue"
+    assert not engine.busy()
+
+
+def test_ctrl_c_during_a_step_aborts_everything(engine: ScriptedEngine, preparer: Preparer) -> None:
+    def interrupt() -> None:
+        if engine.steps == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    engine.on_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        llm_of(engine, preparer).generate(["a", "b"], params(100), use_tqdm=False)
+    assert engine.steps == 3
+    assert sorted(engine.aborted) == ["0", "1"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_engine_failure_is_an_error_not_an_answer(engine: ScriptedEngine, preparer: Preparer) -> None:
+    engine.error_at = 1
+    with pytest.raises(OctavoError, match="it broke"):
+        llm_of(engine, preparer).generate(["a", "b"], params(10))
+    assert not engine.busy()
+
+
+def test_defaults_come_from_the_generation_config(engine: ScriptedEngine, tokenizer: Tokenizer) -> None:
+    preparer = preparer_of(tokenizer, defaults={"temperature": 0.25, "top_k": 7}, max_tokens=3)
+    llm = llm_of(engine, preparer)
+    wanted = llm.get_default_sampling_params()
+    assert (wanted.temperature, wanted.top_k, wanted.max_tokens) == (0.25, 7, 3)
+    (out,) = llm.generate("a")
+    assert len(out.outputs[0].token_ids) == 3
+    assert engine.requests[0].sampling.top_k == 7
+    assert llm_of(engine, preparer_of(tokenizer)).get_default_sampling_params().max_tokens == 16
+
+
+def test_chat_renders_the_template(engine: ScriptedEngine, preparer: Preparer) -> None:
+    llm = llm_of(engine, preparer)
+    talk = [{"role": "user", "content": "Hi"}]
+    (out,) = llm.chat(talk, params(2))
+    view = llm.get_tokenizer()
+    assert out.prompt == view.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+    assert out.prompt_token_ids == view.apply_chat_template(talk, add_generation_prompt=True)
+    assert len(llm.chat([talk, talk], params(2))) == 2
+    (own,) = llm.chat(
+        talk, params(1), chat_template="{{ messages[0].content }}{{ x }}", chat_template_kwargs={"x": 3}
+    )
+    assert own.prompt == "Hi3"
+    assert (
+        "".join(piece.outputs[0].text for piece in llm.chat(talk, params(4), stream=True))
+        == " the sky is blue"
+    )
+
+
+@pytest.mark.parametrize("messages", [[], "hi", [["x"]], [{"content": "x"}], [[]]])
+def test_bad_conversations(messages: Any, engine: ScriptedEngine, preparer: Preparer) -> None:
+    with pytest.raises(BadRequest):
+        llm_of(engine, preparer).chat(messages)
+
+
+def test_progress_bar_is_only_for_people(
+    engine: ScriptedEngine, preparer: Preparer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = llm_of(engine, preparer)
+    llm.generate(["a", "b"], params(2))
+    assert capsys.readouterr().err == ""
+    llm.generate(["a", "b"], params(2), use_tqdm=True)
+    assert "Processed prompts" in capsys.readouterr().err
+    seen: list[Any] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            seen.append(options["total"])
+
+        def update(self, count: int) -> None:
+            seen.append(count)
+
+        def close(self) -> None:
+            seen.append("closed")
+
+    llm.generate(["a", "b"], params(2), use_tqdm=Bar)
+    assert seen == [2, 1, 1, "closed"]
+
+
+def test_decoded_tokens_of_a_split_character() -> None:
+    parts = {1: b"a", 2: "é".encode()[:1], 3: "é".encode()[1:], 4: b"\xff"}
+    texts = TokenTexts(lambda token: parts[token])
+    seen = []
+    for token in (1, 2, 3, 1, 4, 2, 1):
+        seen.append(texts.text(token))
+        texts.advance(token)
+    assert seen == ["a", "", "é", "a", "\ufffd", "", "a"]
+
+
+def test_engine_args_are_keywords() -> None:
+    args = EngineArgs(model="m", max_model_len=5, swap_space=4)
+    assert keywords_of(args) == {"model": "m", "max_model_len": 5, "swap_space": 4}
+    import argparse
+
+    parser = EngineArgs.add_cli_args(argparse.ArgumentParser())
+    parsed = parser.parse_args(["--model", "x", "--max-model-len", "9", "--enforce-eager", "-tp", "1"])
+    again = EngineArgs.from_cli_args(parsed)
+    assert keywords_of(again) == {
+        "model": "x",
+        "max_model_len": "9",
+        "enforce_eager": True,
+        "tensor_parallel_size": "1",
+    }
+
+
+def test_unknown_keyword_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"Unknown argument 'max_model_lenn'\. Did you mean max_model_len\?"):
+        LLM("m", max_model_lenn=3)
+
+
+class ThreadlessClient:
+    """An EngineClient over the scripted engine that steps on the event loop."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine = engine
+        self.alive = True
+
+    def start(self, on_outputs: Any, on_failure: Any) -> None:
+        self._on_outputs = on_outputs
+
+    def submit(self, request: EngineRequest) -> None:
+        self.engine.submit(request)
+        if len(self.engine.live) == 1:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if self.engine.busy():
+            self._on_outputs(self.engine.step())
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        self.engine.abort(ids)
+
+    def stop(self, drain_s: float) -> None:
+        self.alive = False
+
+
+def async_llm(engine: ScriptedEngine, preparer: Preparer) -> AsyncLLM:
+    llm = AsyncLLM.__new__(AsyncLLM)
+    llm._setup(Service(preparer, ThreadlessClient(engine)), None)  # type: ignore[arg-type]
+    return llm
+
+
+def run(work: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def test_async_streams_by_output_kind(engine: ScriptedEngine, preparer: Preparer) -> None:
+    async def main() -> None:
+        llm = async_llm(engine, preparer)
+        texts = {}
+        for kind in RequestOutputKind:
+            stream = llm.generate("a", params(4, output_kind=kind), f"id-{kind.name}")
+            texts[kind.name] = [(out.outputs[0].text, out.finished) async for out in stream]
+        assert texts["FINAL_ONLY"] == [(" the sky is blue", True)]
+        assert texts["CUMULATIVE"][-1] == (" the sky is blue", True)
+        assert texts["CUMULATIVE"][0][0] == " the"
+        assert "".join(text for text, _ in texts["DELTA"]) == " the sky is blue"
+        await llm.shutdown()
+
+    run(main())
+
+
+def test_async_abort_ends_the_stream(engine: ScriptedEngine, preparer: Preparer) -> None:
+    async def main() -> None:
+        llm = async_llm(engine, preparer)
+        last = None
+        async for out in llm.generate("a", params(190), "mine"):
+            if last is None:
+                await llm.abort("mine")
+                await llm.abort(["unknown"])
+            last = out
+        assert last is not None
+        assert last.outputs[0].finish_reason == "abort"
+        assert not engine.busy()
+        await llm.check_health()
+        assert not llm.errored
+        await llm.shutdown()
+
+    run(main())
+
+
+def test_async_leaving_aborts(engine: ScriptedEngine, preparer: Preparer) -> None:
+    async def main() -> None:
+        llm = async_llm(engine, preparer)
+        stream = llm.generate("a", params(190), "mine")
+        await anext(stream)  # type: ignore[arg-type]
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert engine.aborted == ["mine"]
+        await llm.shutdown()
+
+    run(main())
+
+
+native = pytest.mark.skipif(
+    importlib.util.find_spec("octavo._native") is None, reason="the extension is not built"
+)
+
+SCRIPT = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from octavo import LLM, SamplingParams
+llm = LLM(device="cpu", dtype="float32", max_model_len=256, seed=0)
+for out in llm.chat([{"role": "user", "content": "Why is the sky blue?"}],
+                    SamplingParams(temperature=0, max_tokens=80), stream=True):
+    print(out.outputs[0].text, end="", flush=True)
+ids = llm.get_tokenizer().encode("The sky is")
+greedy = SamplingParams(temperature=0, max_tokens=8)
+alone = [llm.generate([p], greedy)[0].outputs[0].token_ids for p in (ids, [5, 6])]
+both = [o.outputs[0].token_ids for o in llm.generate([ids, [5, 6]], greedy)]
+assert alone == both, (alone, both)
+"""
+
+
+@native
+def test_an_unguarded_script_without_torch(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "blue" in done.stdout
+    assert "No model named: using the bundled pocket model" in done.stderr
