@@ -66,12 +66,13 @@ def parse_size(text: str, unit: int = 1) -> int:
     ConfigError for anything else: negative numbers, NaN, an unknown letter, more than 2**63 bytes.
     """
     found = re.fullmatch(
-        r"(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})\s*(?:([kmgt])(?:i?b)?|(b)|)", text.strip().lower()
+        r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})\s*(?:([kmgt])(?:i?b)?|(b)|)", text.strip().lower()
     )
     if not found:
         raise ConfigError(f"{text[:80]!r} is not a size.", hint="Write 512MB, 2GiB, or a plain number.")
     number, letter, plain = found.groups()
-    size = float(number) * (1024 ** _POWERS[letter] if letter else 1 if plain else unit)
+    factor = 1024 ** _POWERS[letter] if letter else 1 if plain else unit
+    size = (float(number) if "." in number else int(number)) * factor
     if size >= 1 << 63:
         raise ConfigError(f"{text[:80]!r} is more than any machine holds.", hint="Write 512MB or 2GiB.")
     return int(size)
@@ -101,7 +102,7 @@ def _flag(text: str) -> bool:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not re.fullmatch(r"\d{1,18}", text) or not low <= int(text) <= high:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not low <= int(text) <= high:
             raise ConfigError(f"{text[:80]!r} is not a whole number from {low} to {high}.")
         return int(text)
 
@@ -266,7 +267,7 @@ def parse_binding(text: str, mask: Iterable[int]) -> ThreadBinding:
 def _cpu_list(part: str, whole: str) -> frozenset[int]:
     cpus: set[int] = set()
     for item in part.split(","):
-        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", item)
+        found = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:-\s*([0-9]{1,6})\s*)?", item)
         first, last = (int(found.group(1)), int(found.group(2) or found.group(1))) if found else (1, 0)
         if first > last or last >= _MAX_CPU:
             raise ConfigError(
