@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "pool.h"
@@ -20,6 +21,7 @@ constexpr float kGreedyBelow = 1e-5f;  // a smaller temperature is 0, as in vLLM
 constexpr int64_t kNoLogprobs = -2;
 
 using Keys = std::vector<uint64_t>;
+using Undo = std::vector<std::pair<int32_t, float>>;  // ids and the logits that they had
 const auto kDescending = std::greater<uint64_t>();
 
 // A row with its group maxima.
@@ -47,6 +49,7 @@ struct Scratch {
   std::vector<double> by_block;
   std::vector<uint64_t> bitmap;
   Keys keys;
+  Undo undo;
 };
 
 // The lowest id among the largest logits.
@@ -210,27 +213,37 @@ void for_each(const Lists& lists, int64_t row, int64_t vocab, F edit) {
   }
 }
 
-// Writes the edited logits of a row into s.copy, in vLLM's order.
-void edit(const float* x, int64_t vocab, int64_t row, const Edits& edits, const Settings& settings, int32_t slot,
-          std::vector<float>& copy) {
-  if (edits.allowed.has(row)) {
-    copy.assign(static_cast<size_t>(vocab), kMinusInfinity);
-    for_each(edits.allowed, row, vocab, [&](int32_t id, int64_t) { copy[static_cast<size_t>(id)] = x[id]; });
-  } else {
-    copy.assign(x, x + vocab);
-  }
-  float* y = copy.data();
-  for_each(edits.banned, row, vocab, [&](int32_t id, int64_t) { y[id] = kMinusInfinity; });
-  for_each(edits.bias, row, vocab, [&](int32_t id, int64_t k) { y[id] += edits.bias_values[k]; });
+// Only the allowed logits of a row, the others -inf.
+float* allowed_only(const float* x, int64_t vocab, int64_t row, const Lists& allowed, std::vector<float>& copy) {
+  copy.assign(static_cast<size_t>(vocab), kMinusInfinity);
+  for_each(allowed, row, vocab, [&](int32_t id, int64_t) { copy[static_cast<size_t>(id)] = x[id]; });
+  return copy.data();
+}
+
+// Bans, biases and penalties on the logits y, in vLLM's order; `undo` gets what was there.
+void edit(float* y, int64_t vocab, int64_t row, const Edits& edits, const Settings& settings, int32_t slot,
+          Undo& undo) {
+  undo.clear();
+  const auto set = [&](int32_t id, float value) {
+    undo.emplace_back(id, y[id]);
+    y[id] = value;
+  };
+  for_each(edits.banned, row, vocab, [&](int32_t id, int64_t) { set(id, kMinusInfinity); });
+  for_each(edits.bias, row, vocab, [&](int32_t id, int64_t k) { set(id, y[id] + edits.bias_values[k]); });
   const float repetition = settings.repetition[slot];
   const float presence = settings.presence[slot], frequency = settings.frequency[slot];
   for_each(edits.seen, row, vocab, [&](int32_t id, int64_t k) {
-    y[id] = y[id] > 0 ? y[id] / repetition : y[id] * repetition;
-    const int32_t count = edits.seen_counts[k];
-    if (count == 0) return;
-    y[id] -= frequency * static_cast<float>(count);
-    y[id] -= presence;
+    float value = y[id] > 0 ? y[id] / repetition : y[id] * repetition;
+    if (edits.seen_counts[k] > 0) {
+      value -= frequency * static_cast<float>(edits.seen_counts[k]);
+      value -= presence;
+    }
+    set(id, value);
   });
+}
+
+void restore(float* y, const Undo& undo) {
+  for (auto entry = undo.rbegin(); entry != undo.rend(); ++entry) y[entry->first] = entry->second;
 }
 
 // Log-probability and rank of `token` and the best tokens of the raw row, with weights at temperature 1.
@@ -271,19 +284,24 @@ void fail(int64_t index, Flag flag, const Answers& answers) {
 
 void sample_row(const Logits& logits, int64_t index, int32_t slot, const Settings& settings, const Edits& edits,
                 const Answers& answers, Scratch& s) {
-  const float* x = logits.data + index * logits.stride;
-  if (const Flag flag = s.raw.scan(x, logits.vocab)) return fail(index, flag, answers);
-  const Row* row = &s.raw;
-  if (edits.has(index)) {
-    edit(x, logits.vocab, index, edits, settings, slot, s.copy);
-    if (const Flag flag = s.edited.scan(s.copy.data(), logits.vocab)) return fail(index, flag, answers);
-    row = &s.edited;
+  float* x = logits.data + index * logits.stride;
+  Flag flag = s.raw.scan(x, logits.vocab);
+  int32_t token = -1;
+  if (flag == kOk && edits.has(index)) {
+    float* y = edits.allowed.has(index) ? allowed_only(x, logits.vocab, index, edits.allowed, s.copy) : x;
+    edit(y, logits.vocab, index, edits, settings, slot, s.undo);
+    flag = s.edited.scan(y, logits.vocab);
+    if (flag == kOk) token = draw(s.edited, settings, slot, s);
+    restore(y, s.undo);
+  } else if (flag == kOk) {
+    token = draw(s.raw, settings, slot, s);
   }
+  if (flag != kOk) return fail(index, flag, answers);
   answers.flag[index] = kOk;
-  answers.token[index] = draw(*row, settings, slot, s);
+  answers.token[index] = token;
   answers.logprob[index] = 0;
   answers.rank[index] = 0;
-  if (settings.logprobs[slot] != kNoLogprobs) describe(s.raw, answers.token[index], index, answers, s);
+  if (settings.logprobs[slot] != kNoLogprobs) describe(s.raw, token, index, answers, s);
 }
 
 void score_row(const Logits& logits, int64_t index, int32_t given, const Answers& answers, Scratch& s) {

@@ -19,9 +19,10 @@ namespace sampler {
 // What came of a row; kOk is the only one with a token.
 enum Flag : uint8_t { kOk = 0, kNan = 1, kInfinite = 2, kNothingAllowed = 3 };
 
-// Row i is at data + i * stride, `vocab` float32 values.
+// Row i is at data + i * stride, `vocab` float32 values. A row with edits is changed while it is sampled and has
+// its own values again afterwards: cheaper than a copy of a large vocabulary.
 struct Logits {
-  const float* data;
+  float* data;
   int64_t rows;
   int64_t vocab;
   int64_t stride;

@@ -20,6 +20,7 @@ namespace {
 
 template <class T, int Dimensions>
 using In = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Out = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
 
@@ -77,7 +78,7 @@ sampler::Lists lists(const In<int64_t, 1>& begin, const In<int32_t, 1>& ids, siz
   return {begin.data(), ids.data()};
 }
 
-nb::tuple sample_rows(const In<float, 2>& logits, const In<int32_t, 1>& slots, const In<float, 2>& reals,
+nb::tuple sample_rows(const Rows& logits, const In<int32_t, 1>& slots, const In<float, 2>& reals,
                       const In<int64_t, 2>& integers, const In<int64_t, 1>& allowed_begin,
                       const In<int32_t, 1>& allowed, const In<int64_t, 1>& banned_begin, const In<int32_t, 1>& banned,
                       const In<int64_t, 1>& bias_begin, const In<int32_t, 1>& bias, const In<float, 1>& bias_values,
@@ -112,7 +113,7 @@ nb::tuple sample_rows(const In<float, 2>& logits, const In<int32_t, 1>& slots, c
   return results.tuple();
 }
 
-nb::tuple score_rows(const In<float, 2>& logits, const In<int32_t, 1>& given, int64_t best, Pool* pool) {
+nb::tuple score_rows(const Rows& logits, const In<int32_t, 1>& given, int64_t best, Pool* pool) {
   const size_t rows = logits.shape(0);
   const auto vocab = static_cast<int64_t>(logits.shape(1));
   require(vocab > 0, "the vocabulary is empty");

@@ -21,7 +21,7 @@ bool group_maxima(const float* x, int64_t vocab, float* maxima);
 // `least`. `top` is the largest logit.
 struct Weighting {
   Weighting(float top, float temperature, float least);
-  float of(float logit) const;  // the same bits as in exp_sums
+  float of(float logit) const;  // as in exp_sums, to an ulp
   float top;
   float scale;  // log2(e) / temperature
   float floor;

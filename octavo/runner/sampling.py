@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ ERRORS = {
 _TEMPERATURE, _TOP_P, _MIN_P, _REPETITION, _PRESENCE, _FREQUENCY = range(6)
 _TOP_K, _SEED, _POSITION, _LOGPROBS = range(4)
 NO_LOGPROBS = -2
+_WRITABLE: tuple[Literal["C"], Literal["W"]] = ("C", "W")
 _NO_BOUNDS = np.zeros(0, np.int64)
 _NO_IDS = np.zeros(0, np.int32)
 _NO_VALUES = np.zeros(0, np.float32)
@@ -91,8 +92,11 @@ class Sampler:
         self._with_logprobs.discard(row)
 
     def sample(self, logits: Logits, rows: Sequence[int]) -> list[Drawn]:
-        """Draw a token per row of `logits` [n, vocab] for sequence rows[i], and count it as its output."""
-        logits = np.ascontiguousarray(logits, np.float32)
+        """Draw a token per row of `logits` [n, vocab] for sequence rows[i], and count it as its output.
+
+        The logits are as before afterwards, but must not be read meanwhile: rows are edited in place.
+        """
+        logits = np.require(logits, np.float32, _WRITABLE)
         slots = np.asarray(rows, np.int32)
         changes = self._changes(rows) if self._edits else _PLAIN
         answers = self._sample(logits, slots, self._reals, self._integers, *changes, self._pool)
@@ -113,7 +117,7 @@ class Sampler:
         A row without usable logits has the value NaN.
         """
         ids = np.asarray(given, np.int32)
-        answers = self._score(np.ascontiguousarray(logits, np.float32), ids, k, self._pool)
+        answers = self._score(np.require(logits, np.float32, _WRITABLE), ids, k, self._pool)
         return [
             TokenLogprobs((token,), (float("nan"),), (0,)) if flag else _described(answers, i, token)
             for i, (token, flag) in enumerate(zip(ids.tolist(), answers[1].tolist(), strict=True))

@@ -181,6 +181,26 @@ def test_rows_come_and_go(native: bool) -> None:
     assert sampler.sample(np.zeros((0, 3), np.float32), []) == []
 
 
+def test_the_logits_are_as_before_afterwards(native: bool) -> None:
+    x = np.random.default_rng(2).standard_normal((2, 50)).astype(np.float32)
+    before = x.copy()
+    sampler = Sampler(50, 2, native=native)
+    spec = SamplingSpec(
+        max_tokens=9,
+        seed=1,
+        repetition_penalty=1.3,
+        logit_bias=((3, 2.0), (3, 1.0), (4, -9.0)),
+        bad_words=((3,), (5,)),
+        logprobs=3,
+    )
+    sampler.add(0, spec, (3, 5, 9), (4,))
+    sampler.add(1, SamplingSpec(max_tokens=9, allowed_ids=(7,), frequency_penalty=1.0), (), (7,))
+    sampler.sample(x, [0, 1])
+    np.testing.assert_array_equal(x, before)
+    x.flags.writeable = False
+    assert sampler.sample(x, [0, 1])[1].token == 7
+
+
 def test_a_slice_of_a_larger_array_is_read_right(native: bool) -> None:
     wide = np.arange(24, dtype=np.float32).reshape(2, 12)
     sampler = Sampler(6, 2, native=native)
@@ -207,8 +227,8 @@ CRITICAL = {3: 21.108, 4: 23.513, 19: 50.795}
 def test_draws_have_the_right_distribution(
     native: bool, spec: dict[str, Any], probabilities: list[float]
 ) -> None:
-    """Chi-square over 4000 draws of fixed seeds: a right sampler fails for 1 choice of seeds in 10,000."""
-    draws = 4000
+    """Chi-square over draws of fixed seeds: a right sampler fails for 1 choice of seeds in 10,000."""
+    draws = 4000 if native else 1000
     x = np.log(row(0.05, 0.2, 0.3, 0.4, 0.05))
     sampler = Sampler(5, 100, native=native)
     for i in range(100):
