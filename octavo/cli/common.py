@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+from octavo.cli.usage import usage_errors
 from octavo.config.flag_rules import Settings
 from octavo.config.flag_table import Flag
 from octavo.config.flags import Given, Table, parse, read_config_file, resolve
@@ -21,7 +22,8 @@ def wants_help(command: str, words: Sequence[str]) -> str | None:
         if head in ("--help", "-h"):
             following = words[at + 1] if at + 1 < len(words) and not topic else ""
             asked = topic or ("" if following.startswith("-") else following)
-            return command_help(command, asked, COMMANDS[command][1])
+            with usage_errors():
+                return command_help(command, asked, COMMANDS[command][1])
         if word == "--":
             break
     return None
@@ -30,9 +32,13 @@ def wants_help(command: str, words: Sequence[str]) -> str | None:
 def read_words(words: Sequence[str], extra: Iterable[Flag] = (), *, positionals: int = 1) -> Settings:
     """Settings of a command line: config file first, then the words; one positional is the model.
 
-    Raises ConfigError for what cannot be read and for more positionals than `positionals`.
+    Raises UsageError for what cannot be read and for more positionals than `positionals`.
     """
-    table = Table(extra)
+    with usage_errors():
+        return _read(words, Table(extra), positionals)
+
+
+def _read(words: Sequence[str], table: Table, positionals: int) -> Settings:
     parsed = parse(words, table)
     given: list[Given] = []
     for item in parsed.given:

@@ -9,7 +9,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from octavo.errors import ConfigError, OctavoError
+from octavo.cli.usage import UsageError, usage_errors
+from octavo.errors import OctavoError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,7 +41,7 @@ def run(words: Sequence[str]) -> int:
         if debug:
             raise
         sys.stderr.write(f"octavo: {_sentence(error)}\n")
-        return USAGE if isinstance(error, ConfigError) else FAILED
+        return USAGE if isinstance(error, UsageError) else FAILED
     except Exception as error:
         if debug:
             raise
@@ -64,7 +65,7 @@ def _dispatch(words: list[str]) -> int:
     from octavo.config.flags import nearest
 
     hint = nearest(command, COMMANDS).replace("_", "-") or "See octavo --help."
-    raise ConfigError(f"Unknown command {command!r}.", hint=hint)
+    raise UsageError(f"Unknown command {command!r}.", hint=hint)
 
 
 def _help(words: list[str]) -> int:
@@ -72,12 +73,12 @@ def _help(words: list[str]) -> int:
 
     asked = words[1] if words and words[0] == "help" and len(words) > 1 else ""
     topic = words[0].partition("=")[2] if words else ""
-    if asked in COMMANDS:
-        print(command_help(asked, "", COMMANDS[asked][1]))
-    elif asked or topic:
-        print(command_help("serve", asked or topic, COMMANDS["serve"][1]))
-    else:
+    if not asked and not topic:
         print(overview(COMMANDS))
+        return OK
+    command, topic = (asked, "") if asked in COMMANDS else ("serve", asked or topic)
+    with usage_errors():
+        print(command_help(command, topic, COMMANDS[command][1]))
     return OK
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from octavo.cli.usage import UsageError
 from octavo.config.flag_values import bad_value
 from octavo.errors import OctavoError
 
@@ -112,7 +113,7 @@ def _split(url: str) -> SplitResult:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError(url)
     except ValueError:
-        raise bad_value("--url", url, "one like http://localhost:8000/v1") from None
+        raise UsageError(str(bad_value("--url", url, "one like http://localhost:8000/v1"))) from None
     return parts if parts.path.strip("/") else parts._replace(path="/v1")
 
 

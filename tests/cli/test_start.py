@@ -1,0 +1,67 @@
+"""Flags and environment together, for engine and server."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from octavo.cli.serve import server_settings
+from octavo.config import machine
+from octavo.config.engine import EngineConfig
+from octavo.config.environment import read_environment
+from octavo.config.flags import Table, parse, resolve
+from octavo.config.start import engine_config
+
+
+def config_of(line: str, environ: dict[str, str]) -> EngineConfig:
+    return engine_config(resolve(parse(line.split(), Table()).given), environ)
+
+
+def test_the_bundled_model_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of("--enforce-eager", {})
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("--enforce-eager: accepted;")
+    assert err[1].startswith("No model named: using the bundled pocket model")
+    assert len(err) == 2
+    assert config.model is None
+
+
+def test_home_is_expanded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert config_of("--model ~/m", {}).model == "/home/me/m"
+    assert capsys.readouterr().err == ""
+
+
+def test_kv_cache_space_counts_gib_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 8 << 30)
+    assert config_of("--model m", {"VLLM_CPU_KVCACHE_SPACE": "2"}).kv_cache_memory_bytes == 2 << 30
+    assert config_of("--model m", {"VLLM_CPU_KVCACHE_SPACE": "40"}).kv_cache_memory_bytes == 8 << 30
+    both = config_of("--model m --kv-cache-memory 1GiB", {"VLLM_CPU_KVCACHE_SPACE": "2"})
+    assert both.kv_cache_memory_bytes == 1 << 30
+
+
+def test_threads_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
+    assert config_of("--model m", {"OMP_NUM_THREADS": "3"}).threads == 3
+    assert config_of("--model m", {"OMP_NUM_THREADS": "64"}).threads == 8
+    assert config_of("--model m --threads 5", {"OMP_NUM_THREADS": "3"}).threads == 5
+    assert config_of("--model m", {"VLLM_CPU_NUM_OF_RESERVED_CPU": "2"}).threads == 6
+
+
+def test_binding_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[frozenset[int]] = []
+    monkeypatch.setattr(machine, "affinity", lambda: frozenset(range(4)))
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda pid, cpus: bound.append(frozenset(cpus)), raising=False
+    )
+    assert config_of("--model m", {"VLLM_CPU_OMP_THREADS_BIND": "1-2"}).threads == 2
+    assert bound == [frozenset({1, 2})]
+
+
+def test_server_settings_from_flags_and_environment() -> None:
+    given = resolve(parse(["--api-key", "a", "", "--port", "0"], Table()).given)
+    server = server_settings(given, read_environment({"VLLM_API_KEY": "e", "VLLM_MAX_STOP_STRINGS": "9"}))
+    assert (server.api_keys, server.port, server.max_stop_strings) == (("a",), 0, 9)
+    alone = server_settings(resolve(()), read_environment({"VLLM_API_KEY": "e"}))
+    assert alone.api_keys == ("e",)
