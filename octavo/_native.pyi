@@ -1,0 +1,149 @@
+"""The extension module (csrc/bind.cpp, csrc/sampler_bind.cpp): kernels, plan and sampler.
+
+Arrays are contiguous and on the CPU. A wrong shape, dtype or index raises ValueError before anything is computed;
+long calls release the GIL.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Ref = tuple[int, int, int]
+
+def isas() -> list[str]:
+    """Instruction sets that this machine runs, best first."""
+
+def read_seconds(pool: Pool, isa: str, bytes: int) -> float:
+    """Seconds to read `bytes` of memory once with all the pool's threads: the memory's limit."""
+
+class Pool:
+    """Persistent threads; `threads` counts the caller. `cpus[i]` pins worker i, empty pins none."""
+
+    def __init__(self, threads: int, cpus: Sequence[int] = ...) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Weight:
+    """A packed matrix, or a float32 vector."""
+
+    @staticmethod
+    def matrix(pool: Pool, array: NDArray[Any], dtype: str) -> Weight:
+        """Pack [rows, cols] of float32, float16 or bfloat16 (as uint16) into the kernels' tiles."""
+
+    @staticmethod
+    def vector(array: NDArray[np.float32]) -> Weight: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Rope:
+    """Frequencies of one rotary embedding (octavo.ops.contract.Rope); switch_tokens -1: never."""
+
+    def __init__(
+        self,
+        inv_freq: Sequence[float],
+        long_inv_freq: Sequence[float],
+        magnitude: float,
+        long_magnitude: float,
+        dynamic_factor: float,
+        base: float,
+        switch_tokens: int,
+    ) -> None: ...
+
+class Plan:
+    """A forward pass as a flat list of ops over preallocated buffers (csrc/plan.h)."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        isa: str,
+        *,
+        tokens: int,
+        sequences: int,
+        logit_rows: int,
+        block_size: int,
+        max_blocks: int,
+        bf16: bool,
+        cache: str,
+    ) -> None: ...
+    def slot(self, width: int, logit_rows: bool) -> int:
+        """A new buffer of `width` floats for every token (or logit row); its number."""
+
+    def cache_layer(self, kv_heads: int, head_dim: int) -> int: ...
+    def add(
+        self,
+        *,
+        kind: int,
+        inputs: Sequence[_Ref],
+        out: _Ref,
+        weight: Weight | None,
+        bias: Weight | None,
+        rope: Rope | None,
+        floats: Sequence[float],
+        ints: Sequence[int],
+        cache: int,
+    ) -> None:
+        """Append one op; see octavo/ops/native.py for the numbers."""
+
+    def allocate_cache(self, blocks: int) -> None: ...
+    def run(
+        self,
+        token_ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        rope_lens: NDArray[np.int32],
+        seq_starts: NDArray[np.int32],
+        context_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+    ) -> NDArray[np.float32]:
+        """One step (octavo.ops.contract.Batch): logits [rows, vocab], valid until the next run."""
+
+    def profile(self) -> list[tuple[str, float]]:
+        """(op, seconds so far) in the plan's order, while profiling is on."""
+
+    def set_profiling(self, on: bool) -> None: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def buffer_bytes(self) -> int: ...
+    @property
+    def cache_bytes(self) -> int: ...
+
+_Answers = tuple[
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.float32],
+    NDArray[np.int32],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.float32],
+]
+"""Per row: token, flag, log-probability, rank; then where each row's best tokens begin, their ids and values."""
+
+def sample(
+    logits: NDArray[np.float32],
+    slots: NDArray[np.int32],
+    reals: NDArray[np.float32],
+    integers: NDArray[np.int64],
+    allowed_begin: NDArray[np.int64],
+    allowed: NDArray[np.int32],
+    banned_begin: NDArray[np.int64],
+    banned: NDArray[np.int32],
+    bias_begin: NDArray[np.int64],
+    bias: NDArray[np.int32],
+    bias_values: NDArray[np.float32],
+    seen_begin: NDArray[np.int64],
+    seen: NDArray[np.int32],
+    seen_counts: NDArray[np.int32],
+    pool: Pool | None = None,
+) -> _Answers:
+    """One token per row of logits; octavo/runner/sampling.py describes the arrays. Edits logits in place."""
+
+def score(
+    logits: NDArray[np.float32], given: NDArray[np.int32], best: int, pool: Pool | None = None
+) -> _Answers:
+    """Log-probability and rank of the given token of each row, and the `best` best tokens."""
+
+def philox_uniform(seed: int, position: int) -> float:
+    """The uniform number in [0, 1) that the draw at an output position uses."""
