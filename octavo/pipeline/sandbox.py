@@ -191,8 +191,8 @@ def _finalize(value: Any) -> Any:
     return value
 
 
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter with checked numbers and a checked size of text results."""
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter `name` with checked numbers and a checked size of text results."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         budget.step()
@@ -201,6 +201,8 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         for arg in args:
             if isinstance(arg, (list, tuple, dict)):
                 budget.weigh(arg)
+        if name in _GROWING:
+            _check_filter(name, [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, _CONTEXTS)])
         result = function(*args, **kwargs)
         if isinstance(result, str):
             budget.chars(len(result))
@@ -210,6 +212,21 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(function, mark):
             setattr(run, mark, getattr(function, mark))
     return run
+
+
+_GROWING = frozenset({"replace", "join", "indent", "wordwrap", "format", "truncate", "batch", "urlize"})
+_CONTEXTS = (Context, nodes.EvalContext, jinja2.Environment)
+
+
+def _check_filter(name: str, args: list[Any]) -> None:
+    """Filters that may write far more than they read: refuses too large a product of their texts."""
+    texts = [len(arg) for arg in args if isinstance(arg, (str, list, tuple))]
+    if name == "format" and args:
+        _check_format(str(args[0]), tuple(args[1:]))
+    elif name == "replace" and len(args) >= 3:
+        _check_growth(str(args[0]), name, (str(args[1]), str(args[2])))
+    elif len(texts) >= 2:
+        budget.chars(texts[0] * max(1, *texts[1:]))
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -225,7 +242,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=["jinja2.ext.loopcontrols", GenerationTag],
             finalize=_finalize,
         )
-        self.filters = {name: _guarded(function) for name, function in self.filters.items()}
+        self.filters = {name: _guarded(name, function) for name, function in self.filters.items()}
         self.filters["tojson"] = _to_json
         self.globals.pop("lipsum", None)
         self.globals["raise_exception"] = _raise_exception
