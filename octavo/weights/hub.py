@@ -48,8 +48,8 @@ def resolve_model(
     or, where there are none, `.bin`). `use_modelscope`: None reads OCTAVO_USE_MODELSCOPE. Raises ConfigError
     for a name that is neither, CheckpointError with the cause and the fix when the download fails.
     """
-    local = Path(name).expanduser()
-    if local.exists():
+    local = _local(name)
+    if local is not None:
         return local
     _check_id(name, revision)
     if use_modelscope is None:
@@ -62,6 +62,15 @@ def resolve_model(
         if not any(folder.glob("*.safetensors")):
             folder = fetch(name, TEXT_FILES + _PICKLED, revision, download_dir, hf_token, quiet)
         return folder
+
+
+def _local(name: str) -> Path | None:
+    """The path, when there is one; text that no file system takes is none."""
+    try:
+        path = Path(name).expanduser()
+        return path if name.strip() and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _check_id(name: str, revision: str | None) -> None:

@@ -1,0 +1,117 @@
+"""The parts of the Hugging Face and ModelScope APIs that a download needs, over loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeHub:
+    """Serves `files` of the model `name`; `gate` answers everything with that HTTP status."""
+
+    def __init__(self, name: str, files: dict[str, bytes]) -> None:
+        self.name, self.files = name, files
+        self.gate: int | None = None
+        self.token: str | None = None
+        self.asked: list[str] = []
+        self.tokens: set[str | None] = set()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub.answer(self, body=True)
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, body=False)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
+        parts = urlsplit(request.path)
+        self.asked.append(parts.path)
+        self.tokens.add(request.headers.get("Authorization"))
+        status, headers, content = self._reply(parts.path, parse_qs(parts.query), request.headers)
+        request.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            request.send_header(name, value)
+        request.end_headers()
+        if body:
+            request.wfile.write(content)
+
+    def _reply(
+        self, path: str, query: dict[str, list[str]], headers: Any
+    ) -> tuple[int, dict[str, str], bytes]:
+        if self.gate is not None:
+            code = {401: "GatedRepo", 403: "GatedRepo"}.get(self.gate)
+            return self.gate, {"X-Error-Code": code} if code else {}, b"{}"
+        if self.token is not None and headers.get("Authorization") != f"Bearer {self.token}":
+            return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
+        if path.startswith("/api/v1/models/"):
+            return self._modelscope(path, query)
+        return self._huggingface(path)
+
+    def _huggingface(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        api = f"/api/models/{self.name}"
+        if path in (f"{api}/revision/main", f"{api}/revision/{SHA}", api):
+            siblings = [{"rfilename": name} for name in self.files]
+            return 200, {}, as_json({"id": self.name, "sha": SHA, "siblings": siblings})
+        if path.startswith(f"{api}/revision/"):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        if path == f"{api}/tree/{SHA}":
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
+            return 200, {}, as_json(entries)
+        for revision in ("main", SHA):
+            name = path.removeprefix(f"/{self.name}/resolve/{revision}/")
+            if name in self.files:
+                tag = hashlib.sha1(self.files[name]).hexdigest()
+                return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": SHA}, self.files[name]
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+    def _modelscope(self, path: str, query: dict[str, list[str]]) -> tuple[int, dict[str, str], bytes]:
+        api = f"/api/v1/models/{self.name}"
+        if path == f"{api}/repo/files":
+            entries = [
+                {"Path": name, "Name": name, "Type": "blob", "Size": len(data)} | {"Sha256": sha256(data)}
+                for name, data in self.files.items()
+            ]
+            return 200, {}, as_json({"Code": 200, "Success": True, "Data": {"Files": entries}})
+        if path == f"{api}/revisions":
+            return (
+                200,
+                {},
+                as_json({"Code": 200, "Data": {"RevisionMap": {"Branches": [{"Revision": "master"}]}}}),
+            )
+        if path == f"{api}/repo" and (query.get("FilePath") or [""])[0] in self.files:
+            return 200, {}, self.files[query["FilePath"][0]]
+        return 404, {}, as_json({"Code": 10010205001, "Success": False, "Message": "not found"})
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value).encode()
