@@ -1,7 +1,7 @@
 """The extension module (csrc/bind.cpp, csrc/sampler_bind.cpp): kernels, plan and sampler.
 
-Arrays are contiguous and on the CPU. A wrong shape, dtype or index raises ValueError before anything is computed;
-long calls release the GIL.
+Arrays are contiguous and on the CPU. A wrong shape, dtype or index raises ValueError before anything is
+computed; long calls release the GIL.
 """
 
 from collections.abc import Sequence
@@ -119,7 +119,7 @@ _Answers = tuple[
     NDArray[np.int32],
     NDArray[np.float32],
 ]
-"""Per row: token, flag, log-probability, rank; then where each row's best tokens begin, their ids and values."""
+"""Per row: token, flag, log-probability, rank; then where its best tokens begin, their ids and values."""
 
 def sample(
     logits: NDArray[np.float32],

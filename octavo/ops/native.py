@@ -208,7 +208,7 @@ _NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
 
 
 def _numbers(node: Node) -> tuple[list[int], list[float]]:
-    ints, floats = _NUMBERS.get(node.op, lambda _: ((), ()))(node)
+    ints, floats = _NUMBERS[node.op](node) if node.op in _NUMBERS else ((), ())
     return [*ints, 0, 0, 0][:3], [*floats, 0.0, 0.0][:2]
 
 
