@@ -10,6 +10,7 @@ import pytest
 
 from octavo.config.engine import EngineConfig
 from octavo.config.flag_rules import RULES, Settings
+from octavo.config.flag_table import GROUPS
 from octavo.config.flags import Table, from_keywords, parse, read_config_file, resolve
 from octavo.errors import ConfigError
 from octavo.server.settings import ServerSettings
@@ -252,3 +253,10 @@ def test_config_file_errors_name_the_file(text: str, message: str, tmp_path: Pat
 def test_config_file_that_is_not_there(table: Table) -> None:
     with pytest.raises(ConfigError, match=r"--config: cannot read /nowhere.yaml"):
         read_config_file("/nowhere.yaml", table)
+
+
+def test_the_page_names_every_flag_that_means_something() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
+    flags = [flag for _, _, group in GROUPS for flag in group]
+    missing = [flag.name for flag in flags if f"`--{flag.name}`" not in page or flag.help not in page]
+    assert missing == []
