@@ -32,8 +32,8 @@ class Param:
     name: str = ""
     """The path in the model, e.g. `blocks.3.attention.qkv.weight`; set once by declare."""
     parts: tuple[int, ...] = ()
-    """Rows of the pieces that stand one below the other (query, key, value); empty: one piece. A checkpoint may
-    hold them apart, and sharding along axis 0 cuts each by itself."""
+    """Rows of the pieces that stand one below the other (query, key, value); empty: one piece. A checkpoint
+    may hold them apart, and sharding along axis 0 cuts each by itself."""
 
 
 @dataclass(frozen=True)

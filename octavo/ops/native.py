@@ -41,7 +41,7 @@ Ref = tuple[int, int, int]
 
 
 def choose_isa(name: str | None = None) -> str:
-    """The instruction set to run: `name`, OCTAVO_CPU_ISA, or the best here. ConfigError if it is not there."""
+    """The instruction set to run: `name`, OCTAVO_CPU_ISA, or the best here. ConfigError if not there."""
     available = _native.isas()
     wanted = name or os.environ.get("OCTAVO_CPU_ISA") or available[0]
     if wanted not in available:
