@@ -175,3 +175,26 @@ def test_an_oracle_loads_whole(name: str) -> None:
     assert 0 < sum(sizes) <= checkpoint.nbytes
     made = [(param.name, tensor.shape) for param, tensor in load(model, DummyWeights("bfloat16"), "bfloat16")]
     assert made == loaded
+
+
+def memory_mib(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak memory counter")
+def test_peak_memory_stays_near_one_copy(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from octavo.weights.checkpoint import open_checkpoint
+
+    save_file(
+        {f"w{i}": np.full((512, 4096), i, np.float16) for i in range(16)}, tmp_path / "model.safetensors"
+    )
+    wanted = [(matrix(1024, 4096), Source(((f"w{i}",), (f"w{i + 1}",)), (512, 512))) for i in range(0, 16, 2)]
+    checkpoint = open_checkpoint(tmp_path)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, packed = memory_mib("VmRSS"), []
+    for _, tensor in stream(wanted, checkpoint, "float32", lambda _: False, lambda _: None):
+        packed.append(tensor.data.copy())
+    assert sum(array.nbytes for array in packed) == checkpoint.nbytes == 64 << 20
+    assert memory_mib("VmHWM") - before < 1.3 * 64
