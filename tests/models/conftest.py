@@ -10,24 +10,23 @@ from typing import Any
 
 import pytest
 
+from octavo.build.bind import BACKENDS
+from octavo.build.bind import bind as bind_model
 from octavo.build.declare import declare
 from octavo.build.load import load
 from octavo.build.quantize import quantize
 from octavo.build.shard import shard
 from octavo.config.arch import read_arch
 from octavo.ops.contract import Limits, Precision, Runnable
-from octavo.ops.reference import NumpyRunnable
-from octavo.ops.torch_ops import TorchRunnable
 from octavo.weights.checkpoint import open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-BACKENDS: dict[str, Callable[..., Runnable]] = {"numpy": NumpyRunnable, "torch": TorchRunnable}
 FLOAT32 = Precision()
 LIMITS = Limits(tokens=256, sequences=8, logit_rows=256, block_size=16, max_model_len=256)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -41,7 +40,7 @@ def bind(backend: str) -> Callable[..., Runnable]:
     ) -> Runnable:
         arch = read_arch(json.loads((folder / "config.json").read_text()), overrides)
         model = shard(quantize(declare(arch)))
-        tensors = {param.name: layout for param, layout in load(model, open_checkpoint(folder), "float32")}
-        return BACKENDS[backend](model, tensors, precision, LIMITS)
+        tensors = load(model, open_checkpoint(folder), "float32")
+        return bind_model(model, tensors, precision, LIMITS, backend)
 
     return bound

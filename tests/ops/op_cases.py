@@ -27,9 +27,9 @@ from octavo.ops.contract import (
 )
 from octavo.ops.layouts import FLOATS, Dense, f32_to_bf16
 
-BLOCK_SIZE = 4
-BLOCKS = 24
-LIMITS = Limits(tokens=32, sequences=4, logit_rows=32, block_size=BLOCK_SIZE, max_model_len=64)
+BLOCK_SIZE = 16
+BLOCKS = 12
+LIMITS = Limits(tokens=40, sequences=4, logit_rows=40, block_size=BLOCK_SIZE, max_model_len=64)
 F32 = NDArray[np.float32]
 
 
@@ -101,11 +101,11 @@ def step(
 
 SIX = (step([(0, 0, 6)]),)
 PAGED = (
-    step([(0, 0, 5), (1, 0, 11)]),
-    step([(0, 5, 1), (1, 11, 7), (2, 0, 1)]),
-    step([(2, 1, 13), (0, 6, 1)]),
+    step([(0, 0, 13), (1, 0, 19)]),
+    step([(0, 13, 1), (1, 19, 15), (2, 0, 1)]),
+    step([(2, 1, 34), (0, 14, 4)]),
 )
-"""Prefill; a decode, a later chunk and a new sequence together; a long chunk and a decode."""
+"""Prefill; a decode, a later chunk and a new sequence together; two chunks over a block's edge."""
 WIDE = np.array([-120.0, -30.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 30.0, 90.0, 1e-3], np.float32)
 
 
@@ -141,7 +141,7 @@ def embedding(dtype: str) -> Callable[[], OpModel]:
 
 def learned_positions() -> OpModel:
     model = OpModel()
-    table = model.param("table", model.noise(20, 8), kind="table")
+    table = model.param("table", model.noise(40, 8), kind="table")
     model.call = lambda op: op.embedding(op.inputs().positions, table)
     return model
 
@@ -149,7 +149,7 @@ def learned_positions() -> OpModel:
 def linear(out: int, inner: int, dtype: str = "float32", bias: bool = False) -> Callable[[], OpModel]:
     def build() -> OpModel:
         model = OpModel(out * 1000 + inner)
-        x = model.input("x", model.noise(24, inner))
+        x = model.input("x", model.noise(40, inner))
         weight = model.param("weight", model.noise(out, inner), dtype, "matrix")
         added = model.param("bias", model.noise(out)) if bias else None
         model.call = lambda op: op.linear(x(op), weight, added)
@@ -160,7 +160,7 @@ def linear(out: int, inner: int, dtype: str = "float32", bias: bool = False) -> 
 
 def tied_table() -> OpModel:
     model = OpModel()
-    table = model.param("table", model.noise(24, 16), "bfloat16", "matrix")
+    table = model.param("table", model.noise(40, 16), "bfloat16", "matrix")
     model.call = lambda op: op.linear(op.embedding(op.inputs().token_ids, table), table)
     return model
 
@@ -201,7 +201,7 @@ def split(part: int) -> Callable[[], OpModel]:
 def rotate(rope: Rope, head_dim: int, heads: int = 2) -> Callable[[], OpModel]:
     def build() -> OpModel:
         model = OpModel()
-        x = model.input("x", model.noise(24, heads * head_dim))
+        x = model.input("x", model.noise(40, heads * head_dim))
         model.call = lambda op: op.rotate(x(op), op.rope_table(rope), head_dim, rope.interleaved)
         return model
 
@@ -211,9 +211,9 @@ def rotate(rope: Rope, head_dim: int, heads: int = 2) -> Callable[[], OpModel]:
 def attention(heads: int, kv_heads: int, head_dim: int, **more: Any) -> Callable[[], OpModel]:
     def build() -> OpModel:
         model = OpModel(heads * 100 + head_dim)
-        q = model.input("q", model.noise(24, heads * head_dim))
-        k = model.input("k", model.noise(24, kv_heads * head_dim))
-        v = model.input("v", model.noise(24, kv_heads * head_dim))
+        q = model.input("q", model.noise(40, heads * head_dim))
+        k = model.input("k", model.noise(40, kv_heads * head_dim))
+        v = model.input("v", model.noise(40, kv_heads * head_dim))
         spec = AttentionSpec(0, heads, kv_heads, head_dim, **{"scale": head_dim**-0.5, **more})
         model.specs = (spec,)
         model.call = lambda op: op.attention(q(op), k(op), v(op), spec)
@@ -225,7 +225,7 @@ def attention(heads: int, kv_heads: int, head_dim: int, **more: Any) -> Callable
 def two_layers() -> OpModel:
     """Two caches must not mix: the second layer's keys are the first one's answers."""
     model = OpModel()
-    x = model.input("x", model.noise(24, 32))
+    x = model.input("x", model.noise(40, 32))
     first, second = (AttentionSpec(i, 2, 2, 16, 0.25, window=None if i else 3) for i in range(2))
     model.specs = (first, second)
 
@@ -310,7 +310,7 @@ CASES = (
     OpCase("attention-head64", attention(2, 2, 64), PAGED),
     OpCase("attention-head128", attention(4, 1, 128), PAGED),
     OpCase("attention-window1", attention(2, 2, 16, window=1), PAGED),
-    OpCase("attention-window5", attention(4, 2, 16, window=5), PAGED),
+    OpCase("attention-window17", attention(4, 2, 16, window=17), PAGED),
     OpCase("attention-softcap", attention(4, 2, 16, softcap=0.8, window=7), PAGED),
     OpCase("attention-scale", attention(2, 1, 16, scale=3.0), PAGED),
     OpCase("attention-two-layers", two_layers, PAGED),

@@ -19,7 +19,7 @@ from octavo.ops.reference import NumpyRunnable
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_op_equals_the_reference(case: OpCase, runnable: Callable[..., Runnable]) -> None:
     model = case.build()
-    tested = runnable(model, model.tensors, case.precision, LIMITS)
+    tested = runnable(model, case.precision, LIMITS)
     reference = NumpyRunnable(model, model.tensors, case.precision, LIMITS)
     tested.allocate_cache(BLOCKS)
     reference.allocate_cache(BLOCKS)
@@ -36,7 +36,7 @@ def test_op_equals_the_reference(case: OpCase, runnable: Callable[..., Runnable]
 def test_a_new_cache_forgets(runnable: Callable[..., Runnable]) -> None:
     case = next(c for c in CASES if c.name == "attention-gqa")
     model = case.build()
-    tested = runnable(model, model.tensors, case.precision, LIMITS)
+    tested = runnable(model, case.precision, LIMITS)
     tested.allocate_cache(BLOCKS)
     first = [np.array(tested.forward(batch)) for batch in case.steps]
     tested.allocate_cache(BLOCKS)
