@@ -40,7 +40,7 @@ def init_logger(name: str) -> logging.Logger:
 class FlexibleArgumentParser(argparse.ArgumentParser):
     """argparse, where ``_`` in a flag's name equals ``-``."""
 
-    def parse_known_args(  # type: ignore[override]
+    def parse_known_args(
         self, args: Iterable[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """As argparse's, after hyphens have taken the place of underscores in the flags' names."""

@@ -115,7 +115,7 @@ def _words_of_text(text: str) -> tuple[str, ...]:
     if text.lstrip().startswith("["):
         items = json.loads(text)
         return tuple(item if isinstance(item, str) else json.dumps(item) for item in items)
-    return (text,)
+    return (text,) if text else ()
 
 
 def _json(value: Any) -> dict[str, Any]:
