@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from octavo.errors import QueueFull
 from octavo.server import document, legacy, metrics, probes, tokens
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
@@ -39,7 +40,7 @@ def build_app(service: Hub | None, settings: ServerSettings) -> Starlette:
 def make_app(state: State) -> Starlette:
     """The application around a given state."""
     settings = state.settings
-    routes = [_sheltered(route) for door in DOORS for route in door.routes(state)]
+    routes = [_sheltered(route, state) for door in DOORS for route in door.routes(state)]
     middleware = [Middleware(Guard, settings=settings, state=state)]
     if settings.allowed_origins:
         middleware.append(
@@ -60,7 +61,7 @@ def make_app(state: State) -> Starlette:
     return app
 
 
-def _sheltered(route: Route) -> Route:
+def _sheltered(route: Route, state: State) -> Route:
     """The route with every exception turned into a response; a bad request ends only itself."""
     handler: Handler = route.endpoint
 
@@ -71,6 +72,8 @@ def _sheltered(route: Route) -> Route:
         except ClientGone:
             return Response(status_code=_CLIENT_GONE)
         except Exception as error:
+            if isinstance(error, QueueFull):
+                state.metrics.on_rejection()
             return respond(error)
 
     return Route(route.path, endpoint, methods=sorted(route.methods or ()))

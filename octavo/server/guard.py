@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import Forbidden, Unauthorized, respond
+from octavo.server.limits import good_id
 from octavo.server.settings import ServerSettings, is_loopback
 from octavo.server.state import State
 
@@ -127,7 +128,8 @@ def _route_path(scope: Scope) -> str:
 
 def _echo_request_id(headers: Headers, send: Send) -> Send:
     """`send` with X-Request-Id on the response: the client's, or a fresh one."""
-    name = headers.get("x-request-id") or secrets.token_hex(16)
+    given = headers.get("x-request-id")
+    name = given if given is not None and good_id(given) else secrets.token_hex(16)
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,12 +10,18 @@ from octavo.errors import BadRequest
 from octavo.server.settings import ServerSettings
 
 INT32_MAX = 2**31 - 1
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 
 
 def at_most(name: str, got: int, limit: int, what: str) -> None:
     """Raises BadRequest when there are more than `limit` of them."""
     if got > limit:
         raise BadRequest(f"{name} has {got} {what}, but at most {limit} are allowed.", param=name)
+
+
+def good_id(name: str | None) -> bool:
+    """Whether a client's name for its request may travel into headers, logs and URLs."""
+    return name is not None and _ID.fullmatch(name) is not None
 
 
 def check_ids(name: str, ids: Iterable[int]) -> None:

@@ -70,6 +70,7 @@ class Metrics:
         self._histograms: dict[str, Histogram] = {}
         self._finished: dict[str, Counter] = {}
         self._inter_token: Histogram | None = None
+        self._rejected: Counter | None = None
         self._last_s: dict[int, float] = {}
         """When a sequence last got a token; the least recently served is dropped first."""
 
@@ -93,6 +94,13 @@ class Metrics:
             registry=self.registry,
         )
         self._finished = {reason: finished.labels(*labels, reason) for reason in FINISH_REASONS}
+        rejected = Counter(
+            self._prefix + "admission_rejections",
+            "Requests refused because the queue was full.",
+            (*LABELS, "reason"),
+            registry=self.registry,
+        )
+        self._rejected = rejected.labels(*labels, "queue_full")
         self.registry.register(_EngineCollector(service, self._prefix, labels))
 
     def on_tokens(self, index: int, n: int, now: float) -> None:
@@ -103,6 +111,11 @@ class Metrics:
             del self._last_s[next(iter(self._last_s))]
         if before is not None and self._inter_token is not None:
             self._inter_token.observe(now - before)
+
+    def on_rejection(self) -> None:
+        """A request was refused because the queue is full."""
+        if self._rejected is not None:
+            self._rejected.inc()
 
     def on_finish(self, times: RequestTimes) -> None:
         """The service's report of a finished sequence."""

@@ -18,11 +18,11 @@ from octavo.errors import OctavoError
 from octavo.log import logger
 from octavo.server.errors import ClientGone, ErrorBody, ErrorInfo, SchemaError, TooLarge, describe
 from octavo.server.guard import TENANT
+from octavo.server.limits import good_id
 
 log = logger(__name__)
 T = TypeVar("T")
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 _WHERE = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 
@@ -101,13 +101,9 @@ def reply(value: object, status: int = 200) -> Response:
 
 
 def request_name(request: Request, named: str | None = None) -> str:
-    """The client's id of a request (X-Request-Id, then `named`), or a fresh one.
-
-    Ids that do not match ``[A-Za-z0-9][A-Za-z0-9._:-]*`` (128 characters) are not taken: ids travel into
-    headers, logs and URLs.
-    """
+    """The client's id of a request (X-Request-Id, then `named`), or a fresh one where those are odd."""
     for given in (request.headers.get("x-request-id"), named):
-        if given and _ID.fullmatch(given):
+        if given is not None and good_id(given):
             return given
     return uuid.uuid4().hex
 

@@ -169,6 +169,18 @@ def test_echo_gives_back_the_continued_message(client: Any, stream: Any) -> None
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "Hello"
 
 
+def test_content_in_parts(client: Any) -> None:
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "input_text", "text": "b"},
+        "c",
+        {"type": "refusal", "refusal": "d"},
+    ]
+    fields = {"add_generation_prompt": False, "continue_final_message": True, "echo": True}
+    response = client.chat(messages=[{"role": "assistant", "content": parts}], **fields)
+    assert response.json()["choices"][0]["message"]["content"] == "abcHello world"
+
+
 def test_response_role(client: Any, stream: Any) -> None:
     client.settings["response_role"] = "bot"
     assert client.chat().json()["choices"][0]["message"]["role"] == "bot"
@@ -188,8 +200,12 @@ def test_request_id(client: Any, stream: bool) -> None:
 def test_request_id_in_the_body_and_echoed(client: Any) -> None:
     client.settings["enable_request_id_headers"] = True
     assert client.chat(request_id="mine").json()["id"] == "chatcmpl-mine"
-    response = client.chat(request_id="mine")
-    assert len(response.headers["x-request-id"]) == 32
+    for sent, told in (("a.b-1", "a.b-1"), ("a b", None), (None, None)):
+        response = client.post(
+            "/v1/completions", {"prompt": "x"}, headers={"X-Request-Id": sent} if sent else {}
+        )
+        echoed = response.headers["x-request-id"]
+        assert echoed == told if told else len(echoed) == 32
 
 
 @pytest.mark.parametrize("bad", ["a b", "../x", "é", "x" * 129, "-x"])

@@ -225,6 +225,12 @@ def test_queue_full(client: Any) -> None:
     assert check(response, 429)["type"] == "RateLimitError"
     assert response.headers["retry-after"] == "3"
     check(client.chat(stream=True), 429)
+    app = client.app()
+    client.app = lambda: app
+    client.chat()
+    assert 'vllm:admission_rejections_total{engine="0",model_name="pocket",reason="queue_full"} 1.0' in (
+        client.get("/metrics").text
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])

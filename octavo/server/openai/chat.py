@@ -104,7 +104,9 @@ class Chat:
         content = last.get("content")
         if not self._body.echo or last["role"] != self._role or not content:
             return ""
-        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        if isinstance(content, str):
+            return content
+        return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
 
     @property
     def _as_ids(self) -> bool:
