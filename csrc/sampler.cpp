@@ -196,10 +196,12 @@ int32_t draw(const Row& row, const Settings& settings, int32_t slot, Scratch& s)
   s.by_block.resize(static_cast<size_t>(blocks_of(row.vocab)));
   const double total = exp_sums(row.x, row.vocab, weighting, s.by_block.data());
   if (top_p >= 1) return draw_from_row(row, weighting, u * total, s);
-  for (int64_t count = 64;; count *= 8) {  // most often few tokens hold the mass
+  const int64_t groups = static_cast<int64_t>(row.maxima.size());
+  for (int64_t count = std::min<int64_t>(64, groups);;) {  // most often few tokens hold the mass
     const float bound = std::max(bound_for(row, count, s.pivots), weighting.floor);
     collect(row, bound, s.keys);
     if (cut_to_mass(weighting, top_p * total, s.keys) || bound == weighting.floor) break;
+    count = count < groups ? std::min(count * 8, groups) : groups + 1;
   }
   return draw_from_keys(row, weighting, u, s);
 }
