@@ -78,7 +78,7 @@ class Sequence:
 class JobStream:
     """What ``Service.submit`` returns: Started first, then Events until every sequence has finished.
 
-    An asynchronous iterator; ``aclose`` (or leaving ``contextlib.aclosing``) before the end aborts the job.
+    An asynchronous iterator, and a context manager that closes it; closing before the end aborts the job.
     """
 
     def __init__(self, job_id: str, prepared: Prepared, on_close: Callable[[JobStream], None]) -> None:
@@ -130,6 +130,12 @@ class JobStream:
             self._news.clear()
             await self._news.wait()
         return self._pending.pop(next(iter(self._pending))).take()
+
+    async def __aenter__(self) -> JobStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
     async def aclose(self) -> None:
         """Stop caring: whatever still runs is aborted. Harmless when all is over."""

@@ -1,0 +1,464 @@
+"""The Service over a scripted engine: every job ends once per sequence, whatever happens on either side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from octavo.config.generation import GenerationConfig
+from octavo.errors import BadRequest, QueueFull, Unavailable
+from octavo.pipeline.client import OnFailure, OnOutputs
+from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
+from octavo.pipeline.service import Service, Speed
+from octavo.pipeline.stop import EndTokens
+from octavo.pipeline.template import ChatTemplate
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.types.engine import EngineRequest, Finish, TokenLogprobs, TokenOut
+from octavo.types.job import Event, Job, Started
+from octavo.types.sampling import SamplingParams
+from octavo.types.stats import EngineStats, RequestTimes
+
+INFO = ModelInfo(names=("pocket",), max_model_len=4000, vocab_size=1000)
+
+
+class FakeClient:
+    """An engine that does what the test says, when it says it."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.requests: list[EngineRequest] = []
+        self.aborted: list[str] = []
+        self.room = 1000
+        self.stopped: float | None = None
+
+    def start(self, on_outputs: OnOutputs, on_failure: OnFailure) -> None:
+        self.on_outputs, self.on_failure = on_outputs, on_failure
+
+    def submit(self, request: EngineRequest) -> None:
+        if len(self.requests) >= self.room:
+            raise QueueFull("full", retry_after_s=1.0)
+        self.requests.append(request)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        self.aborted.extend(ids)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.requests))
+
+    def stop(self, drain_s: float) -> None:
+        self.stopped = drain_s
+        self.alive = False
+
+    def say(
+        self, request_id: str, ids: Sequence[int], finish: Finish | None = None, value: float = -1.0
+    ) -> None:
+        """One output per token, the last with `finish`."""
+        for k, i in enumerate(ids):
+            end = finish if k == len(ids) - 1 else None
+            logprobs = (TokenLogprobs((i,), (value,), (1,)),)
+            self.on_outputs([TokenOut(id=request_id, tokens=(i,), logprobs=logprobs, finish=end)])
+
+
+class FakeRecorder:
+    """Remembers what the service reports."""
+
+    def __init__(self) -> None:
+        self.tokens: list[tuple[int, int]] = []
+        self.finished: list[RequestTimes] = []
+
+    def on_tokens(self, index: int, n: int, now: float) -> None:
+        self.tokens.append((index, n))
+
+    def on_finish(self, times: RequestTimes) -> None:
+        self.finished.append(times)
+
+
+@pytest.fixture
+def preparer(byte_tokenizer: Tokenizer) -> Preparer:
+    template = ChatTemplate(byte_tokenizer.config["chat_template"])
+    return Preparer(byte_tokenizer, template, GenerationConfig(), INFO, ends=EndTokens(2), seed=0)
+
+
+Body = Callable[[Service, FakeClient], Awaitable[None]]
+
+
+def run(preparer: Preparer, body: Body, **options: Any) -> None:
+    """Run `body` with a started service."""
+
+    async def main() -> None:
+        client = FakeClient()
+        service = Service(preparer, client, **options)
+        await service.start()
+        try:
+            await asyncio.wait_for(body(service, client), 20)
+        finally:
+            await service.stop()
+
+    asyncio.run(main())
+
+
+def job(name: str = "j", prompt: str = "the sky", **sampling: Any) -> Job:
+    best_of = sampling.pop("best_of", None)
+    params = SamplingParams(**{"max_tokens": 100, **sampling})
+    params.best_of = best_of
+    return Job(id=name, prompt=prompt, sampling=params)
+
+
+async def drain(stream: Any) -> list[Event]:
+    """All events after Started."""
+    items = [item async for item in stream]
+    return [item for item in items if isinstance(item, Event)]
+
+
+def text_of(events: list[Event], index: int = 0) -> str:
+    return "".join(event.text for event in events if event.index == index)
+
+
+def finishes(events: list[Event], index: int = 0) -> list[Finish]:
+    return [event.finish for event in events if event.index == index and event.finish is not None]
+
+
+def test_started_then_events_then_one_finish(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    recorder = FakeRecorder()
+
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job())
+        started = await anext(stream)
+        assert isinstance(started, Started)
+        assert started.prompt == "the sky"
+        client.say("j", byte_tokenizer.encode("is blue 🙂"), Finish("length"))
+        events = await drain(stream)
+        assert text_of(events) == "is blue 🙂"
+        assert finishes(events) == [Finish("length")]
+        assert service.open_jobs == 0
+        assert client.aborted == []
+        count = len(byte_tokenizer.encode("is blue 🙂"))
+        assert sum(n for _, n in recorder.tokens) == count
+        (times,) = recorder.finished
+        assert (times.output_tokens, times.finish_reason, times.prompt_tokens) == (
+            count,
+            "length",
+            len(started.prompt_ids),
+        )
+        assert times.first_token_s is not None
+
+    run(preparer, body, recorder=recorder)
+
+
+def test_a_reader_that_keeps_up_gets_an_event_per_token(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job())
+        await anext(stream)
+        for i in range(5):
+            client.say("j", [70 + i])
+            event = await anext(stream)
+            assert isinstance(event, Event)
+            assert event.tokens == (70 + i,)
+
+    run(preparer, body)
+
+
+def test_a_slow_reader_gets_merged_events(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job())
+        ids = byte_tokenizer.encode("the sky is blue. " * 100)
+        client.say("j", ids, Finish("length"))
+        await asyncio.sleep(0)
+        assert len(stream._pending) == 1
+        events = await drain(stream)
+        assert len(events) == 1
+        assert text_of(events) == "the sky is blue. " * 100
+        assert events[0].tokens == tuple(ids)
+        assert len(events[0].logprobs) == len(ids)
+
+    run(preparer, body)
+
+
+def test_n_sequences_each_end_once(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job(n=3))
+        assert [r.id for r in client.requests] == ["j-0", "j-1", "j-2"]
+        for i in (2, 0, 1):
+            client.say(f"j-{i}", byte_tokenizer.encode("abc"[i] * 3), Finish("stop" if i else "length"))
+        events = await drain(stream)
+        for i in range(3):
+            assert len(finishes(events, i)) == 1
+        assert text_of(events, 0) == "aaa"
+
+    run(preparer, body)
+
+
+def test_a_stop_string_aborts_the_engine(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job(stop=["blue"]))
+        client.say("j", byte_tokenizer.encode("is blue and more"), Finish("length"))
+        events = await drain(stream)
+        assert text_of(events) == "is "
+        assert finishes(events) == [Finish("stop", "blue")]
+        assert client.aborted == ["j"]
+
+    run(preparer, body)
+
+
+def test_closing_early_aborts(preparer: Preparer) -> None:
+    recorder = FakeRecorder()
+
+    async def body(service: Service, client: FakeClient) -> None:
+        async with await service.submit(job(n=2)) as stream:
+            await anext(stream)
+            client.say("j-0", [70], Finish("stop"))
+            await anext(stream)
+        assert client.aborted == ["j-1"]
+        assert service.open_jobs == 0
+        client.say("j-1", [70], Finish("abort"))
+        await asyncio.sleep(0)
+        assert sorted(times.finish_reason for times in recorder.finished) == ["abort", "stop"]
+        await stream.aclose()
+        assert [item async for item in stream] == []
+
+    run(preparer, body, recorder=recorder)
+
+
+def test_abort_by_id_ends_the_stream(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job())
+        assert service.abort("j")
+        assert not service.abort("other")
+        assert finishes(await drain(stream)) == [Finish("abort")]
+        assert client.aborted == ["j"]
+
+    run(preparer, body)
+
+
+def test_an_engine_that_dies_ends_everyone(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        streams = [await service.submit(job(name, n=n)) for name, n in (("a", 1), ("b", 2))]
+        client.say("a", [70])
+        client.on_failure(RuntimeError("kernel trap"))
+        for stream, n in zip(streams, (1, 2), strict=True):
+            events = await drain(stream)
+            for i in range(n):
+                (finish,) = finishes(events, i)
+                assert finish.reason == "error"
+                assert "kernel trap" in (finish.error or "")
+        assert not service.ready
+        assert service.failure == "kernel trap"
+        with pytest.raises(Unavailable, match="kernel trap"):
+            await service.submit(job())
+
+    run(preparer, body)
+
+
+def test_an_engine_that_is_silently_gone_is_not_ready(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        assert service.ready
+        client.alive = False
+        assert not service.ready
+        assert service.failure is not None
+        with pytest.raises(Unavailable):
+            await service.submit(job())
+
+    run(preparer, body)
+
+
+def test_a_full_queue_leaves_nothing_behind(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        client.room = 1
+        with pytest.raises(QueueFull):
+            await service.submit(job(n=3))
+        assert "j-0" in client.aborted
+        assert service.open_jobs == 0
+        assert not service._sequences
+
+    run(preparer, body)
+
+
+def test_refused_jobs_never_reach_the_engine(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        with pytest.raises(BadRequest, match="empty"):
+            await service.submit(job(prompt=""))
+        await service.submit(job())
+        with pytest.raises(BadRequest, match="already running"):
+            await service.submit(job())
+        assert len(client.requests) == 1
+
+    run(preparer, body)
+
+
+def test_not_ready_before_start(preparer: Preparer) -> None:
+    async def main() -> None:
+        service = Service(preparer, FakeClient())
+        assert not service.ready
+        with pytest.raises(Unavailable, match="starting"):
+            await service.submit(job())
+
+    asyncio.run(main())
+
+
+def test_best_of_gives_the_likeliest(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job(n=2, best_of=4))
+        for i, value in enumerate((-3.0, -1.0, -4.0, -2.0)):
+            client.say(f"j-{i}", byte_tokenizer.encode("abcd"[i]), Finish("length"), value)
+        events = await drain(stream)
+        assert [(event.index, event.text) for event in events] == [(0, "b"), (1, "d")]
+        assert all(event.logprobs == () and event.finish is not None for event in events)
+
+    run(preparer, body)
+
+
+def test_stop_drains_then_aborts(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        first, second = await service.submit(job("a")), await service.submit(job("b"))
+        stopping = asyncio.create_task(service.stop(0.2))
+        await asyncio.sleep(0)
+        assert not service.ready
+        with pytest.raises(Unavailable, match="shutting down"):
+            await service.submit(job("c"))
+        client.say("a", [70], Finish("stop"))
+        assert finishes(await drain(first)) == [Finish("stop")]
+        await stopping
+        assert finishes(await drain(second)) == [Finish("abort")]
+        assert client.stopped == 0.0
+
+    run(preparer, body)
+
+
+def test_stop_does_not_wait_longer_than_needed(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        stream = await service.submit(job("a"))
+        stopping = asyncio.create_task(service.stop(1000.0))
+        await asyncio.sleep(0)
+        client.say("a", [70], Finish("stop"))
+        await drain(stream)
+        await stopping
+
+    run(preparer, body)
+
+
+def test_long_texts_leave_the_event_loop(preparer: Preparer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    prepare = preparer.prepare
+
+    def watch(made: Job, arrival_s: float | None = None) -> Prepared:
+        threads.append(threading.current_thread().name)
+        return prepare(made, arrival_s)
+
+    monkeypatch.setattr(preparer, "prepare", watch)
+
+    async def body(service: Service, client: FakeClient) -> None:
+        await service.submit(job("short"))
+        await service.submit(job("long", "the sky " * 300))
+        messages = ({"role": "user", "content": [{"type": "text", "text": "x"}]},)
+        await service.submit(Job(id="parts", messages=messages, sampling=SamplingParams()))
+
+    run(preparer, body)
+    assert threads[0] == threading.current_thread().name
+    assert all(name.startswith("octavo-text") for name in threads[1:])
+
+
+def test_a_cancelled_submit_leaves_nothing_behind(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        task = asyncio.create_task(service.submit(job(prompt="the sky " * 300)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert service.open_jobs == 0
+        assert client.requests == []
+
+    run(preparer, body)
+
+
+def test_outputs_from_another_thread(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        streams = [await service.submit(job(f"j{i}")) for i in range(8)]
+        ids = byte_tokenizer.encode("the sky is blue")
+
+        def engine() -> None:
+            for k, token in enumerate(ids):
+                end = Finish("length") if k == len(ids) - 1 else None
+                client.on_outputs([TokenOut(id=f"j{i}", tokens=(token,), finish=end) for i in range(8)])
+
+        thread = threading.Thread(target=engine)
+        thread.start()
+        texts = [text_of(events) for events in await asyncio.gather(*(drain(stream) for stream in streams))]
+        thread.join()
+        assert texts == ["the sky is blue"] * 8
+
+    run(preparer, body)
+
+
+def test_one_broken_sequence_does_not_take_the_others(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        bad, good = await service.submit(job("bad")), await service.submit(job("good"))
+
+        def broken(out: TokenOut) -> Event | None:
+            raise RuntimeError("boom")
+
+        bad.prepared.texts[0].push = broken  # type: ignore[method-assign]
+        bad.prepared.texts[0].fail = lambda finish: Event(index=0, finish=finish)  # type: ignore[method-assign]
+        outs = [TokenOut(id=name, tokens=(70,), finish=None) for name in ("bad", "good")]
+        client.on_outputs(outs)
+        client.say("good", [71], Finish("stop", 71))
+        assert finishes(await drain(bad))[0].reason == "error"
+        assert finishes(await drain(good)) == [Finish("stop", 71)]
+        assert client.aborted == ["bad"]
+
+    run(preparer, body)
+
+
+def test_tokenize_and_detokenize(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        started = await service.tokenize(prompt="the sky")
+        assert started.prompt_ids == tuple(byte_tokenizer.encode("the sky"))
+        assert (await service.tokenize(prompt="")).prompt_ids == ()
+        chat = await service.tokenize(messages=[{"role": "user", "content": "hi"}])
+        assert chat.prompt is not None
+        assert chat.prompt.endswith("assistant\n")
+        assert await service.detokenize(started.prompt_ids) == "the sky"
+        with pytest.raises(BadRequest, match="out of vocabulary"):
+            await service.detokenize([10**6])
+
+    run(preparer, body)
+
+
+def test_requests_without_an_end_are_announced_without_their_text(
+    preparer: Preparer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        await service.submit(job("a", "canary prompt", max_tokens=None))
+        await service.submit(job("b", "canary prompt", max_tokens=None))
+        client.say("a", [70])
+        service.abort("a")
+        await asyncio.sleep(0)
+
+    with caplog.at_level(logging.DEBUG, logger="octavo"):
+        run(preparer, body)
+    warnings = [record.getMessage() for record in caplog.records if "no max_tokens" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "canary" not in caplog.text
+
+
+def test_the_periodic_line(preparer: Preparer, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        while "running 0" not in caplog.text:
+            await asyncio.sleep(0.01)
+
+    with caplog.at_level(logging.INFO, logger="octavo"):
+        run(preparer, body, stats_line=lambda stats, now: f"running {stats.running}", log_interval_s=0.01)
+
+
+def test_speed_ignores_pauses() -> None:
+    speed = Speed()
+    assert speed.per_sequence is None
+    for now in (0.0, 0.1, 0.2):
+        speed.step(2, 2, now)
+    assert speed.per_sequence == pytest.approx(10.0)
+    speed.step(2, 2, 100.0)
+    assert speed.per_sequence == pytest.approx(10.0)
