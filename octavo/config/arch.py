@@ -114,11 +114,13 @@ def read_arch(config: dict[str, Any], overrides: dict[str, Any] | None = None) -
     Raises UnsupportedModel for an architecture without a family and CheckpointError for a missing, mistyped
     or impossible value; both name the key.
     """
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json must hold an object, not {type(config).__name__}.")
     config = _overridden(config, overrides or {})
     architecture = _architecture(config)
     family = FAMILY_CONFIGS[architecture]
     outer = config
-    if isinstance(config.get("text_config"), dict):
+    if family.wrapped and isinstance(config.get("text_config"), dict):
         config = {
             **{k: v for k, v in (overrides or {}).items() if k != "text_config"},
             **config["text_config"],
@@ -138,8 +140,8 @@ def read_arch(config: dict[str, Any], overrides: dict[str, Any] | None = None) -
     return Arch(
         architecture=architecture,
         **shape,
-        act=_activation(values["hidden_act"]),
-        eps=_positive("rms_norm_eps", values["rms_norm_eps"]),
+        act=_activation(_word(values, "hidden_act"), values["hidden_act"]),
+        eps=_positive(_word(values, "rms_norm_eps"), values["rms_norm_eps"]),
         original_max_positions=_optional_int(values, "original_max_position_embeddings"),
         tied=_flag(values, "tie_word_embeddings"),
         dtype=_dtype(config, outer),
@@ -183,9 +185,20 @@ def _architecture(config: dict[str, Any]) -> str:
     )
 
 
+class _Values(dict[str, Any]):
+    """Keys in our spelling, and how config.json spells them: an error names what stands there."""
+
+    spelling: dict[str, str]
+
+
+def _word(values: dict[str, Any], key: str) -> str:
+    return values.spelling.get(key, key) if isinstance(values, _Values) else key
+
+
 def _with_defaults(config: dict[str, Any], family: FamilyConfig) -> dict[str, Any]:
     """The family's keys in our spelling with defaults, and every other key as it stands."""
-    values = dict(config)
+    values = _Values(config)
+    values.spelling = family.spelling
     for ours, theirs in family.spelling.items():
         values.pop(ours, None)
         if theirs in config:
@@ -214,7 +227,8 @@ def _shape(values: dict[str, Any]) -> dict[str, int]:
     kv_heads = heads if values.get("num_key_value_heads") is None else _integer(values, "num_key_value_heads")
     if values.get("head_dim") is None and hidden % heads:
         raise CheckpointError(
-            f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}."
+            f"config.json: {_word(values, 'hidden_size')} {hidden} is not a multiple of "
+            f"{_word(values, 'num_attention_heads')} {heads}."
         )
     if heads % kv_heads:
         raise CheckpointError(
@@ -282,7 +296,7 @@ def _ropes(values: dict[str, Any], family: FamilyConfig) -> dict[str, dict[str, 
         if given is not None and not isinstance(given, dict):
             raise CheckpointError(f"config.json: {key} must be an object, not {given!r}.")
     shared = {k: values[k] for k in ("rope_theta", "partial_rotary_factor") if values.get(k) is not None}
-    given = old or new or {}
+    given = _both_ropes(new, old)
     nested = {t: given[t] for t in (FULL, SLIDING) if isinstance(given.get(t), dict)}
     result = {t: {**shared, **(nested.get(t) or ({} if nested else given))} for t in (FULL, SLIDING)}
     if family.local_theta is not None:
@@ -296,10 +310,19 @@ def _ropes(values: dict[str, Any], family: FamilyConfig) -> dict[str, dict[str, 
     return result
 
 
-def _activation(name: object) -> str:
+def _both_ropes(new: dict[str, Any] | None, old: dict[str, Any] | None) -> dict[str, Any]:
+    """`rope_parameters` with `rope_scaling` over them, which scales full attention and keeps the base."""
+    if not new or not old:
+        return new or old or {}
+    if isinstance(new.get(FULL), dict):
+        return {**new, FULL: {**new[FULL], **old}}
+    return {**{k: new[k] for k in ("rope_theta", "partial_rotary_factor") if k in new}, **old}
+
+
+def _activation(key: str, name: object) -> str:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModel(
-            f"config.json: hidden_act {name!r} is not supported.",
+            f"config.json: {key} {name!r} is not supported.",
             hint=f"Supported: {', '.join(ACTIVATIONS)}.",
         )
     return ACTIVATIONS[name]
@@ -324,20 +347,20 @@ def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
 def _flag(values: dict[str, Any], key: str) -> bool:
     value = values.get(key)
     if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {key} must be true or false, not {value!r}.")
+        raise CheckpointError(f"config.json: {_word(values, key)} must be true or false, not {value!r}.")
     return value
 
 
 def _integer(values: dict[str, Any], key: str, least: int = 1) -> int:
     value = values.get(key)
     if value is None:
-        raise CheckpointError(f"config.json: {key} is missing.")
+        raise CheckpointError(f"config.json: {_word(values, key)} is missing.")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     limit = _LIMITS.get(key, 1 << 31)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
         raise CheckpointError(
-            f"config.json: {key} must be a whole number from {least} to {limit}, not {value!r}."
+            f"config.json: {_word(values, key)} must be a whole number from {least} to {limit}, not {value!r}."
         )
     return value
 

@@ -156,6 +156,9 @@ def test_overrides_replace_keys_and_the_other_spelling() -> None:
     arch = read_arch(config, {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}})
     assert arch.rope_values(0) == {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     assert read_arch(config, {"num_hidden_layers": 1}).layers == 1
+    new = {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    scaled = read_arch(new, {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert scaled.rope_values(0) == {"type": "linear", "factor": 2.0, "rope_theta": 5e5}
 
 
 def test_architecture_from_model_type_alone() -> None:
@@ -225,6 +228,25 @@ def test_family_keys_are_checked_when_read() -> None:
     with pytest.raises(CheckpointError, match="nothing is missing"):
         arch.number("nothing")
     assert arch.optional("nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_embd": -1}, "n_embd"),
+        ({"n_head": 5}, "n_embd 768 .*n_head 5"),
+        ({"layer_norm_epsilon": 0}, "layer_norm_epsilon"),
+        ({"activation_function": "tanhh"}, "activation_function"),
+    ],
+)
+def test_an_error_names_the_key_as_config_json_spells_it(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read_arch({"architectures": ["GPT2LMHeadModel"], **change})
+
+
+def test_a_config_that_is_no_object() -> None:
+    with pytest.raises(CheckpointError, match="object, not list"):
+        read_arch([])  # type: ignore[arg-type]
 
 
 def test_an_arch_is_plain_data() -> None:
