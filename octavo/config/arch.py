@@ -179,7 +179,7 @@ def _architecture(config: dict[str, Any]) -> str:
         for name, family in FAMILY_CONFIGS.items():
             if family.model_type == model_type:
                 return name
-    what = f"The architecture {names[0]}" if names else f"The model_type {model_type!r}"
+    what = f"The architecture {names[0]}" if names else f"The model_type {model_type!r:.60}"
     raise UnsupportedModel(
         f"{what} is not supported.", hint=f"Supported: {', '.join(sorted(FAMILY_CONFIGS))}."
     )
@@ -259,7 +259,7 @@ def _layer_types(values: dict[str, Any], family: FamilyConfig, layers: int) -> t
         unknown = [t for t in given if t not in (FULL, SLIDING)]
         if unknown:
             raise UnsupportedModel(
-                f"config.json: layer_types has {unknown[0]!r}.", hint=f"Supported: {FULL}, {SLIDING}."
+                f"config.json: layer_types has {unknown[0]!r:.60}.", hint=f"Supported: {FULL}, {SLIDING}."
             )
         return tuple(t if windowed or family.local_theta else FULL for t in given)
     return tuple(SLIDING if _is_local(values, family, windowed, i) else FULL for i in range(layers))
@@ -294,7 +294,7 @@ def _ropes(values: dict[str, Any], family: FamilyConfig) -> dict[str, dict[str, 
     new, old = values.get("rope_parameters"), values.get("rope_scaling")
     for key, given in (("rope_parameters", new), ("rope_scaling", old)):
         if given is not None and not isinstance(given, dict):
-            raise CheckpointError(f"config.json: {key} must be an object, not {given!r}.")
+            raise CheckpointError(f"config.json: {key} must be an object, not {given!r:.60}.")
     shared = {k: values[k] for k in ("rope_theta", "partial_rotary_factor") if values.get(k) is not None}
     given = _both_ropes(new, old)
     nested = {t: given[t] for t in (FULL, SLIDING) if isinstance(given.get(t), dict)}
@@ -322,7 +322,7 @@ def _both_ropes(new: dict[str, Any] | None, old: dict[str, Any] | None) -> dict[
 def _activation(key: str, name: object) -> str:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedModel(
-            f"config.json: {key} {name!r} is not supported.",
+            f"config.json: {key} {name!r:.60} is not supported.",
             hint=f"Supported: {', '.join(ACTIVATIONS)}.",
         )
     return ACTIVATIONS[name]
@@ -340,14 +340,14 @@ def _dtype(config: dict[str, Any], outer: dict[str, Any]) -> str | None:
 def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
     value = config.get("quantization_config")
     if value is not None and not isinstance(value, dict):
-        raise CheckpointError(f"config.json: quantization_config must be an object, not {value!r}.")
+        raise CheckpointError(f"config.json: quantization_config must be an object, not {value!r:.60}.")
     return value
 
 
 def _flag(values: dict[str, Any], key: str) -> bool:
     value = values.get(key)
     if not isinstance(value, bool):
-        raise CheckpointError(f"config.json: {_word(values, key)} must be true or false, not {value!r}.")
+        raise CheckpointError(f"config.json: {_word(values, key)} must be true or false, not {value!r:.60}.")
     return value
 
 
@@ -360,7 +360,8 @@ def _integer(values: dict[str, Any], key: str, least: int = 1) -> int:
     limit = _LIMITS.get(key, 1 << 31)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= limit:
         raise CheckpointError(
-            f"config.json: {_word(values, key)} must be a whole number from {least} to {limit}, not {value!r}."
+            f"config.json: {_word(values, key)} must be a whole number from {least} to {limit}, "
+            f"not {value!r:.60}."
         )
     return value
 
@@ -371,5 +372,5 @@ def _optional_int(values: dict[str, Any], key: str) -> int | None:
 
 def _positive(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json: {key} must be a positive number, not {value!r}.")
+        raise CheckpointError(f"config.json: {key} must be a positive number, not {value!r:.60}.")
     return float(value)

@@ -47,7 +47,7 @@ class RopeParams:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise CheckpointError(
-                f"config.json: rope {self.kind}: {key} must be a positive number, not {value!r}."
+                f"config.json: rope {self.kind}: {key} must be a positive number, not {value!r:.60}."
             )
         return float(value)
 
@@ -56,7 +56,7 @@ class RopeParams:
         value = self.number(key, default)
         if value != int(value):
             raise CheckpointError(
-                f"config.json: rope {self.kind}: {key} must be a whole number, not {value!r}."
+                f"config.json: rope {self.kind}: {key} must be a whole number, not {value!r:.60}."
             )
         return int(value)
 
@@ -98,11 +98,12 @@ def make_rope(values: dict[str, Any], head_dim: int, max_positions: int, origina
     params = RopeParams(values, head_dim, max_positions, original)
     if params.kind not in _BUILDERS:
         raise UnsupportedModel(
-            f"config.json: rope_type {params.kind!r} is not supported.",
+            f"config.json: rope_type {params.kind!r:.60} is not supported.",
             hint=f"Supported: {', '.join(_BUILDERS)}.",
         )
     try:
-        made = _BUILDERS[params.kind](params)
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            made = _BUILDERS[params.kind](params)
     except ArithmeticError as error:
         raise CheckpointError(
             f"config.json: rope {params.kind}: its parameters make no angles ({error})."

@@ -10,7 +10,8 @@ from octavo.build.declare import declare
 from octavo.build.quantize import quantize
 from octavo.build.shard import shard
 from octavo.config.arch import read_arch
-from octavo.errors import ConfigError, UnsupportedModel
+from octavo.config.families import FAMILY_CONFIGS
+from octavo.errors import CheckpointError, ConfigError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.models import registry
 from octavo.models.names import may_be_unused, sources
@@ -139,3 +140,62 @@ def test_one_rank_is_the_model_and_more_are_refused() -> None:
         shard(model, 0, 2)
     with pytest.raises(ConfigError, match="Rank 1 of 1"):
         shard(model, 1, 1)
+
+
+JUNK: list[Any] = [
+    *(None, "x", "", -1, 0, 1, 3, 1.5, True, False, 1e99, float("nan"), float("inf"), 10**30, "9" * 1000),
+    *([], [1], [None, None], ["sliding_attention", "full_attention"]),
+    *({}, {"a": 1}, {"full_attention": 3}, {"full_attention": {}}),
+]
+ROPE = {
+    "factor": 2.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+}
+OPTIONAL = (
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "rope_theta",
+)
+
+
+def declared_or_refused(config: dict[str, Any]) -> None:
+    try:
+        declare(read_arch(config))
+    except CheckpointError as error:
+        assert len(str(error)) < 900
+
+
+@pytest.mark.parametrize("architecture", registry.supported())
+def test_junk_in_any_key_is_refused_or_harmless(architecture: str) -> None:
+    family = FAMILY_CONFIGS[architecture]
+    small = {family.spelling.get(key, key): value for key, value in SMALL.items()}
+    others = (
+        "layer_types",
+        "rope_scaling",
+        "rope_parameters",
+        "original_max_position_embeddings",
+        "architectures",
+    )
+    more = ("text_config", "quantization_config", "torch_dtype", "rope_local_base_freq", "model_type")
+    for key in (*(family.spelling.get(k, k) for k in family.defaults), *others, *more):
+        for junk in JUNK:
+            config = {"architectures": [architecture], **small, key: junk}
+            declared_or_refused(
+                {"architectures": [architecture], "text_config": config} if family.wrapped else config
+            )
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3", "yarn", "longrope"])
+def test_junk_in_rope_parameters_is_refused_or_harmless(kind: str) -> None:
+    for key in (*ROPE, *OPTIONAL, "partial_rotary_factor", "rope_type", "type"):
+        for junk in JUNK:
+            scaling = {"rope_type": kind, **ROPE, key: junk}
+            declared_or_refused({"architectures": ["LlamaForCausalLM"], **SMALL, "rope_scaling": scaling})
