@@ -166,11 +166,13 @@ OPTIONAL = (
 )
 
 
-def declared_or_refused(config: dict[str, Any]) -> None:
+def refusal(config: dict[str, Any]) -> str:
+    """The error of declaring a config, empty when there is none; anything but a CheckpointError is a bug."""
     try:
         declare(read_arch(config))
     except CheckpointError as error:
-        assert len(str(error)) < 900
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("architecture", registry.supported())
@@ -188,14 +190,15 @@ def test_junk_in_any_key_is_refused_or_harmless(architecture: str) -> None:
     for key in (*(family.spelling.get(k, k) for k in family.defaults), *others, *more):
         for junk in JUNK:
             config = {"architectures": [architecture], **small, key: junk}
-            declared_or_refused(
-                {"architectures": [architecture], "text_config": config} if family.wrapped else config
-            )
+            if family.wrapped:
+                config = {"architectures": [architecture], "text_config": config}
+            assert len(refusal(config)) < 900
 
 
 @pytest.mark.parametrize("kind", ["default", "linear", "dynamic", "llama3", "yarn", "longrope"])
 def test_junk_in_rope_parameters_is_refused_or_harmless(kind: str) -> None:
-    for key in (*ROPE, *OPTIONAL, "partial_rotary_factor", "rope_type", "type"):
+    for key in (*ROPE, *OPTIONAL, "rope_theta", "partial_rotary_factor", "rope_type", "type"):
         for junk in JUNK:
             scaling = {"rope_type": kind, **ROPE, key: junk}
-            declared_or_refused({"architectures": ["LlamaForCausalLM"], **SMALL, "rope_scaling": scaling})
+            config = {"architectures": ["LlamaForCausalLM"], **SMALL, "rope_scaling": scaling}
+            assert len(refusal(config)) < 900
