@@ -16,9 +16,7 @@ import pytest
 from octavo.config.engine import EngineConfig
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, OctavoError, PromptTooLong, QueueFull
-from octavo.llm import LLM, AsyncLLM, EngineArgs
-from octavo.llm.args import keywords_of
-from octavo.llm.collect import TokenTexts
+from octavo.llm import LLM, AsyncLLM
 from octavo.pipeline.prepare import ModelInfo, Preparer
 from octavo.pipeline.service import Service
 from octavo.pipeline.template import load_template
@@ -354,37 +352,6 @@ def test_progress_bar_is_only_for_people(
 
     llm.generate(["a", "b"], params(2), use_tqdm=Bar)
     assert seen == [2, 1, 1, "closed"]
-
-
-def test_decoded_tokens_of_a_split_character() -> None:
-    parts = {1: b"a", 2: "é".encode()[:1], 3: "é".encode()[1:], 4: b"\xff"}
-    texts = TokenTexts(lambda token: parts[token])
-    seen = []
-    for token in (1, 2, 3, 1, 4, 2, 1):
-        seen.append(texts.text(token))
-        texts.advance(token)
-    assert seen == ["a", "", "é", "a", "\ufffd", "", "a"]
-
-
-def test_engine_args_are_keywords() -> None:
-    args = EngineArgs(model="m", max_model_len=5, swap_space=4)
-    assert keywords_of(args) == {"model": "m", "max_model_len": 5, "swap_space": 4}
-    import argparse
-
-    parser = EngineArgs.add_cli_args(argparse.ArgumentParser())
-    parsed = parser.parse_args(["--model", "x", "--max-model-len", "9", "--enforce-eager", "-tp", "1"])
-    again = EngineArgs.from_cli_args(parsed)
-    assert keywords_of(again) == {
-        "model": "x",
-        "max_model_len": "9",
-        "enforce_eager": True,
-        "tensor_parallel_size": "1",
-    }
-
-
-def test_unknown_keyword_names_the_nearest() -> None:
-    with pytest.raises(TypeError, match=r"Unknown argument 'max_model_lenn'\. Did you mean max_model_len\?"):
-        LLM("m", max_model_lenn=3)
 
 
 class ThreadlessClient:

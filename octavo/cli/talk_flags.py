@@ -12,8 +12,8 @@ TALK: tuple[Flag, ...] = (
     Flag("api-key", "str", "cli.api_key", "Key for the server; default: OPENAI_API_KEY."),
     Flag("system-prompt", "str", "cli.system_prompt", "Instructions before the conversation."),
     Flag("quick", "str", "cli.quick", "One question, one answer, then leave.", aliases=("-q",)),
-    Flag("max-tokens", "int", "cli.max_tokens", "Longest answer, in tokens (complete: 256)."),
-    Flag("temperature", "float", "cli.temperature", "0 is greedy; default: the model's."),
+    Flag("max-tokens", "int", "cli.max_tokens", "Longest answer, in tokens (complete: 256).", least=1),
+    Flag("temperature", "float", "cli.temperature", "0 is greedy; default: the model's.", least=0, most=2),
     Flag("top-p", "float", "cli.top_p", "Share of probability to draw from."),
     Flag("top-k", "int", "cli.top_k", "Number of candidates to draw from."),
 )

@@ -21,6 +21,9 @@ class Flag(NamedTuple):
     aliases: tuple[str, ...] = ()
     """Whole spellings: ``-tp``, ``--other-name``."""
     choices: tuple[str, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    """Bounds of a number, both allowed."""
 
 
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
@@ -54,7 +57,11 @@ _MODEL = (
     Flag("rope-theta", "float", "rule.rope_theta", "Older way to override the rope base."),
     Flag("trust-remote-code", "bool", "engine.trust_remote_code", "Accepted; model folders are only data."),
     Flag(
-        "max-model-len", "length", "engine.max_model_len", "Longest prompt plus answer, in tokens, or auto."
+        "max-model-len",
+        "length",
+        "engine.max_model_len",
+        "Longest prompt plus answer, in tokens, or auto.",
+        least=1,
     ),
     Flag(
         "generation-config",
@@ -75,24 +82,39 @@ _MODEL = (
     Flag("add-bos-token", "bool", "engine.add_bos_token", "Force or forbid the beginning-of-text token."),
 )
 _ENGINE = (
-    Flag("max-num-seqs", "int", "engine.max_num_seqs", "Requests that run at the same time."),
-    Flag("max-num-batched-tokens", "int", "engine.max_num_batched_tokens", "Tokens computed in one step."),
-    Flag("max-num-queued-reqs", "int", "engine.max_queued_requests", "Waiting requests before 429."),
-    Flag("max-num-queued-tokens", "int", "engine.max_queued_tokens", "Waiting prompt tokens before 429."),
+    Flag("max-num-seqs", "int", "engine.max_num_seqs", "Requests that run at the same time.", least=1),
+    Flag(
+        "max-num-batched-tokens",
+        "int",
+        "engine.max_num_batched_tokens",
+        "Tokens computed in one step.",
+        least=1,
+    ),
+    Flag("max-num-queued-reqs", "int", "engine.max_queued_requests", "Waiting requests before 429.", least=1),
+    Flag(
+        "max-num-queued-tokens",
+        "int",
+        "engine.max_queued_tokens",
+        "Waiting prompt tokens before 429.",
+        least=1,
+    ),
     Flag(
         "kv-cache-memory",
         "size",
         "engine.kv_cache_memory_bytes",
         "Memory of the KV cache: 2GiB, 512MB.",
         aliases=("--kv-cache-memory-bytes",),
+        least=1,
     ),
     Flag("memory-share", "float", "rule.memory_share", "Otherwise: this share of the free memory, 0 to 1."),
     Flag(
         "gpu-memory-utilization", "float", "rule.gpu_memory", "vLLM's name; values below 0.5 lower the share."
     ),
-    Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache."),
+    Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache.", least=1),
     Flag("kv-cache-dtype", "str", "rule.kv_cache_dtype", "Number format of the KV cache."),
-    Flag("num-gpu-blocks-override", "int", "engine.num_blocks_override", "Exact number of KV blocks."),
+    Flag(
+        "num-gpu-blocks-override", "int", "engine.num_blocks_override", "Exact number of KV blocks.", least=1
+    ),
     Flag(
         "enable-prefix-caching", "bool", "engine.enable_prefix_caching", "Share the KV of equal beginnings."
     ),
@@ -122,13 +144,19 @@ _TEXT = (
         "Take templates of clients.",
     ),
     Flag("response-role", "str", "server.response_role", "Role of answers (assistant)."),
-    Flag("max-logprobs", "int", "engine.max_logprobs", "Most logprobs a request may ask for; -1: no limit."),
+    Flag(
+        "max-logprobs",
+        "int",
+        "engine.max_logprobs",
+        "Most logprobs a request may ask for; -1: no limit.",
+        least=-1,
+    ),
     Flag("logprobs-mode", "str", "rule.logprobs_mode", "What logprobs hold; only raw_logprobs."),
     Flag("return-tokens-as-token-ids", "bool", "server.return_tokens_as_token_ids", "Tokens as token_id:N."),
 )
 _SERVER = (
     Flag("host", "str", "server.host", "Address to listen on (127.0.0.1)."),
-    Flag("port", "int", "server.port", "Port to listen on (8000)."),
+    Flag("port", "int", "server.port", "Port to listen on (8000).", least=0, most=65535),
     Flag("uds", "str", "server.uds", "A unix socket instead of host and port."),
     Flag("served-model-name", "words", "server.served_names", "Names the API gives the model."),
     Flag("api-key", "words", "server.api_keys", "Keys of which clients must send one."),
@@ -146,7 +174,14 @@ _SERVER = (
     Flag("ssl-keyfile-password", "str", "server.ssl_keyfile_password", "TLS: its password."),
     Flag("ssl-certfile", "str", "server.ssl_certfile", "TLS: certificate."),
     Flag("ssl-ca-certs", "str", "server.ssl_ca_certs", "TLS: authorities that sign client certificates."),
-    Flag("ssl-cert-reqs", "int", "server.ssl_cert_reqs", "TLS: 0 none, 1 optional, 2 required."),
+    Flag(
+        "ssl-cert-reqs",
+        "int",
+        "server.ssl_cert_reqs",
+        "TLS: 0 none, 1 optional, 2 required.",
+        least=0,
+        most=2,
+    ),
     Flag("ssl-ciphers", "str", "server.ssl_ciphers", "TLS: cipher list."),
     Flag("root-path", "str", "server.root_path", "Prefix that a proxy strips."),
     Flag("disable-fastapi-docs", "bool", "server.disable_docs", "No /docs and /openapi.json."),
@@ -159,14 +194,21 @@ _SERVER = (
     ),
     Flag("enable-force-include-usage", "bool", "server.enable_force_include_usage", "Usage in every stream."),
     Flag(
-        "sse-keep-alive-interval", "float", "server.sse_keep_alive_interval", "Seconds between keep-alives."
+        "sse-keep-alive-interval",
+        "float",
+        "server.sse_keep_alive_interval",
+        "Seconds between keep-alives.",
+        least=0,
     ),
     Flag(
         "shutdown-timeout",
         "float",
         "server.shutdown_timeout_s",
         "Seconds that running requests may still take.",
+        least=0,
     ),
+    Flag("max-body-bytes", "size", "server.max_body_bytes", "Largest request body (64MiB).", least=1),
+    Flag("metrics-prefix", "str", "server.metrics_prefix", "Prefix of the metrics' names (vllm:)."),
 )
 _LOG = (
     Flag(
@@ -184,11 +226,15 @@ _LOG = (
 )
 _OCTAVO = (
     Flag(
-        "default-max-tokens", "int", "engine.default_max_tokens", "Answer length when a request names none."
+        "default-max-tokens",
+        "int",
+        "engine.default_max_tokens",
+        "Answer length when a request names none.",
+        least=1,
     ),
     Flag("loop-guard", "bool", "engine.loop_guard", "End answers caught in an exact loop (on)."),
     Flag("backend", "str", "engine.backend", "Who computes.", choices=("native", "numpy", "torch")),
-    Flag("threads", "int", "engine.threads", "Threads of the kernels; default: the free cores."),
+    Flag("threads", "int", "engine.threads", "Threads of the kernels; default: the free cores.", least=1),
     Flag("quiet", "bool", "engine.quiet", "No progress bars."),
     Flag("config", "str", "cli.config", "A YAML file with flags; those on the command line win."),
     Flag("debug", "bool", "cli.debug", "Show tracebacks."),

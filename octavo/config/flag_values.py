@@ -38,7 +38,14 @@ def bad_value(name: str, value: Any, accepted: str) -> ConfigError:
     return ConfigError(f"{name}: {value!r} is not accepted; give {accepted}.", param=name)
 
 
-def read(name: str, kind: str, value: Any, choices: tuple[str, ...] = ()) -> Any:
+def read(
+    name: str,
+    kind: str,
+    value: Any,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
     """`value` (a string from a command line, or any Python value) as `kind`; ConfigError names `name`.
 
     The words ``None`` and ``null`` stand for "not given" and become None, except inside JSON.
@@ -49,11 +56,20 @@ def read(name: str, kind: str, value: Any, choices: tuple[str, ...] = ()) -> Any
         result = _READERS[kind](value)
     except (ValueError, TypeError, KeyError):
         raise bad_value(name, value, EXPECTED[kind]) from None
+    if isinstance(result, (int, float)) and not isinstance(result, bool):
+        _check_bounds(name, value, result, least, most)
     if choices:
         for item in result if isinstance(result, tuple) else (result,):
             if str(item) not in choices:
                 raise bad_value(name, item, "one of " + ", ".join(choices))
     return result
+
+
+def _check_bounds(name: str, value: Any, number: float, least: float | None, most: float | None) -> None:
+    if least is not None and most is not None and not least <= number <= most:
+        raise bad_value(name, value, f"a number from {least:g} to {most:g}")
+    if least is not None and number < least:
+        raise bad_value(name, value, f"a number from {least:g}")
 
 
 def _bool(value: Any) -> bool:

@@ -219,7 +219,7 @@ def _apply(settings: Settings, item: Given) -> None:
     if flag.target == "none":
         _accept(settings, item, raw)
         return
-    value = read(item.spelling, flag.kind, raw, flag.choices)
+    value = read(item.spelling, flag.kind, raw, flag.choices, flag.least, flag.most)
     if value is None and flag.kind != "length":
         return
     if flag.target == "single":

@@ -189,6 +189,11 @@ def test_one_notice_however_often_a_flag_is_given(table: Table) -> None:
         ("--pipeline-parallel-size 2", "--pipeline-parallel-size: 2 is not possible here"),
         ("-dp 4", "-dp: 4 is not possible here"),
         ("--zzzzzz", "Unknown flag --zzzzzz."),
+        ("--port 65536", "--port: '65536' is not accepted; give a number from 0 to 65535."),
+        ("--max-num-seqs 0", "--max-num-seqs: '0' is not accepted; give a number from 1."),
+        ("--max-model-len 0", "--max-model-len: '0' is not accepted"),
+        ("--kv-cache-memory 0", "--kv-cache-memory: '0' is not accepted"),
+        ("--threads=-1", "--threads: '-1' is not accepted"),
     ],
 )
 def test_what_is_refused(line: str, message: str, table: Table) -> None:
