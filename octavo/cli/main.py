@@ -6,6 +6,7 @@ Nothing heavy is imported before a subcommand needs it, so that help answers at 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,8 @@ def run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader left; without a place to go, Python's own flush at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (OctavoError, OSError, ImportError) as error:
         if debug:
