@@ -35,11 +35,11 @@ class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True):
     def apply(self, fields: Mapping[str, Any]) -> SamplingParams:
         """SamplingParams from the fields that a client set (None counts as unset).
 
-        Without max_tokens the result has the model's, else None: the pipeline then fills in the rest of the
-        context. Raises BadRequest for a value out of range.
+        Without max_tokens it stays None: the pipeline then takes :attr:`max_tokens` or the rest of the
+        context, and knows that the client left it open. Raises BadRequest for a value out of range.
         """
         given = {key: value for key, value in fields.items() if value is not None}
-        max_tokens = given.pop("max_tokens", self.max_tokens)
+        max_tokens = given.pop("max_tokens", None)
         if self.max_tokens_cap is not None and isinstance(max_tokens, (int, float)):
             max_tokens = min(max_tokens, self.max_tokens_cap)
         return SamplingParams(**{**self.defaults, **given, "max_tokens": max_tokens})

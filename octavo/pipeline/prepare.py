@@ -24,6 +24,9 @@ from octavo.types.sampling import SamplingParams
 
 _MAX_LOGPROB_VALUES = 64_000_000
 """Ceiling on log-probabilities in one answer (S9): about 1.5 GB as Python numbers, far above any real use."""
+_MAX_TEXTS = 256
+_MAX_TEXT_CHARS = 16_384
+"""Ceilings on stop strings and bad words."""
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -236,10 +239,8 @@ class Preparer:
         room = self.info.max_model_len - prompt_tokens
         wanted = job.sampling.max_tokens
         if wanted is None:
-            default = (
-                job.default_max_tokens if job.default_max_tokens is not None else self.default_max_tokens
-            )
-            return (room if default is None else min(room, default)), True
+            defaults = (job.default_max_tokens, self.default_max_tokens, self.generation.max_tokens)
+            return min(room, next((n for n in defaults if n is not None), room)), True
         if wanted > self.info.max_model_len:
             raise BadRequest(
                 f"max_tokens={wanted} is more than the context of {self.info.max_model_len} tokens.",
@@ -314,6 +315,7 @@ class Preparer:
             return ()
         if self.tokenizer is None:
             raise BadRequest("bad_words needs a tokenizer.", hint="Use logit_bias.", param="bad_words")
+        _check_texts("bad_words", words)
         found: list[tuple[int, ...]] = []
         for word in words:
             bare = word.lstrip() or word
@@ -343,6 +345,7 @@ class Preparer:
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
             )
         strings = params.stop_strings
+        _check_texts("stop", strings)
         if strings and detokenizer is None:
             raise BadRequest(
                 "Stop strings need the text of the answer.", hint="Use stop_token_ids instead.", param="stop"
@@ -365,6 +368,17 @@ def _plain_ends(tokenizer: Tokenizer | None, generation: GenerationConfig) -> En
     if primary is None and listed:
         primary = listed[0]
     return EndTokens(primary, tuple(i for i in listed if i != primary))
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    """Refuse a list of texts that would cost much for every token."""
+    chars = sum(map(len, texts))
+    if len(texts) > _MAX_TEXTS or chars > _MAX_TEXT_CHARS:
+        raise BadRequest(
+            f"{name} has {len(texts)} texts with {chars} characters; the limit is {_MAX_TEXTS} texts of "
+            f"{_MAX_TEXT_CHARS} characters.",
+            param=name,
+        )
 
 
 def _values(k: int | None, vocab: int) -> int:

@@ -349,7 +349,9 @@ class Speed:
 
 
 def _size(job: Job) -> int:
-    """About how many characters `job` brings; a caller's own template always goes to the pool."""
+    """About how many characters `job` brings; a caller's own template or many sequences go to the pool."""
+    if max(job.sampling.n, job.sampling.best_of or 0) > 16:
+        return _INLINE_CHARS
     if job.prompt is not None:
         return len(job.prompt)
     if job.messages is None:

@@ -17,6 +17,7 @@ from octavo.pipeline.vocab import (
     Added,
     Codec,
     DecoderKind,
+    SentencePieceCodec,
     byte_level_bytes,
     fallback_byte,
     load_codec,
@@ -75,6 +76,8 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in self.added.items() if token.special)
         self.vocab_size = codec.size()
         self._add_bos = add_bos_token if add_bos_token is not None else self.config.get("add_bos_token")
+        if self._add_bos is None and isinstance(codec, SentencePieceCodec):
+            self._add_bos = True  # the default of transformers' Llama and Gemma tokenizers
         self._add_eos = self.config.get("add_eos_token")
         # transformers cleans up nothing for BPE, where it would corrupt the text.
         self._clean_up = (
@@ -106,7 +109,7 @@ class Tokenizer:
         for key in _NAMED:
             content = _content(self.config.get(key))
             if content is None and key not in self.config:
-                content = _content(special_map.get(key))
+                content = _content(special_map.get(key, self.codec.named().get(key)))
             if content is not None:
                 self._named[key] = content
         listed: dict[int, Added] = {}

@@ -64,6 +64,9 @@ class Codec(Protocol):
     def size(self) -> int:
         """One more than the largest id."""
 
+    def named(self) -> dict[str, str]:
+        """Special tokens by name (``bos_token``...) as far as the vocabulary itself knows them."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} when there is no such file. Raises CheckpointError for broken JSON."""
@@ -163,8 +166,10 @@ def metaspace_text(tokens: Sequence[str], codec: Codec) -> str:
 class HuggingFaceCodec:
     """The ``tokenizers`` library over a tokenizer.json, or over vocab.json and merges.txt."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, named: dict[str, str] | None = None) -> None:
+        """`named`: special tokens that are known by the kind of vocabulary."""
         self._backend = backend
+        self._named = named or {}
         backend.no_truncation()
         backend.no_padding()
         decoder = None
@@ -202,7 +207,9 @@ class HuggingFaceCodec:
             ) from None
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         backend.decoder = decoders.ByteLevel()
-        return HuggingFaceCodec(backend)
+        end = "<|endoftext|>"
+        known = backend.token_to_id(end) is not None
+        return HuggingFaceCodec(backend, dict.fromkeys(("bos_token", "eos_token"), end) if known else None)
 
     def encode(self, text: str, processed: bool) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=processed).ids
@@ -242,6 +249,9 @@ class HuggingFaceCodec:
         vocab: int = self._backend.get_vocab_size(with_added_tokens=True)
         added = self._backend.get_added_tokens_decoder()
         return max([vocab, *(int(i) + 1 for i in added)])
+
+    def named(self) -> dict[str, str]:
+        return self._named
 
 
 _NO_DUMMY_PREFIX = bytes((3 << 3 | 2, 2, 3 << 3 | 0, 0))
@@ -320,6 +330,14 @@ class SentencePieceCodec:
 
     def size(self) -> int:
         return len(self._pieces)
+
+    def named(self) -> dict[str, str]:
+        ids = {
+            "bos_token": self._model.bos_id(),
+            "eos_token": self._model.eos_id(),
+            "unk_token": self._model.unk_id(),
+        }
+        return {name: self._pieces[i] for name, i in ids.items() if i >= 0}
 
 
 def load_codec(folder: Path, config: dict[str, Any]) -> Codec:

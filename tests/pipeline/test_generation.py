@@ -31,8 +31,9 @@ def test_auto_fills_what_the_client_left_open(folder: Path) -> None:
     config = load_generation_config("auto", folder)
     params = config.apply({"top_p": 0.5, "temperature": None, "n": 2})
     assert (params.temperature, params.top_p, params.top_k, params.repetition_penalty) == (0.6, 0.5, 20, 1.05)
-    assert (params.min_p, params.n, params.max_tokens) == (0.0, 2, 300)
+    assert (params.min_p, params.n, params.max_tokens) == (0.0, 2, None)
     assert config.eos_ids == (5, 6)
+    assert config.max_tokens == 300
 
 
 def test_neutral_defaults_keep_the_end_tokens(folder: Path) -> None:
@@ -53,7 +54,7 @@ def test_another_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_override_wins_and_its_max_new_tokens_is_a_ceiling(folder: Path) -> None:
     config = load_generation_config("auto", folder, {"temperature": 0.1, "max_new_tokens": 50})
     assert config.apply({}).temperature == 0.1
-    assert config.apply({}).max_tokens == 50
+    assert config.max_tokens == 50
     assert config.apply({"max_tokens": 80}).max_tokens == 50
     assert load_generation_config("auto", folder).apply({"max_tokens": 800}).max_tokens == 800
 

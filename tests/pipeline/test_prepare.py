@@ -131,6 +131,9 @@ def test_max_tokens(byte_tokenizer: Tokenizer) -> None:
     with pytest.raises(BadRequest, match="65"):
         limit(SamplingParams(max_tokens=65))
     capped = make(byte_tokenizer, default_max_tokens=9)
+    model = Preparer(byte_tokenizer, None, GenerationConfig(max_tokens=5), INFO)
+    made = model.prepare(ids_job([5], SamplingParams(max_tokens=None)))
+    assert (made.requests[0].sampling.max_tokens, made.unbounded) == (5, True)
     assert capped.prepare(ids_job([5], SamplingParams(max_tokens=None))).requests[0].sampling.max_tokens == 9
 
 
@@ -198,6 +201,14 @@ def test_whole_vocabulary_where_allowed_but_not_without_bound(byte_tokenizer: To
 def test_bad_words_with_and_without_a_space(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
     spec = one(preparer, SamplingParams(bad_words=["sky", " sky"])).sampling
     assert spec.bad_words == (tuple(byte_tokenizer.encode("sky")), tuple(byte_tokenizer.encode(" sky")))
+
+
+@pytest.mark.parametrize("field", ["stop", "bad_words"])
+@pytest.mark.parametrize("texts", [["a"] * 257, ["a" * 16_385]])
+def test_ceilings_on_texts(preparer: Preparer, field: str, texts: list[str]) -> None:
+    with pytest.raises(BadRequest, match="limit") as caught:
+        one(preparer, SamplingParams(**{field: texts}))
+    assert caught.value.param == field
 
 
 def test_seeds_are_own_per_sequence_and_reproducible(byte_tokenizer: Tokenizer) -> None:

@@ -130,6 +130,11 @@ def test_sentencepiece_model(tmp_path: Path) -> None:
     assert ids[0] == tokenizer.bos_id
     assert tokenizer.token_id("<|user|>") in ids
     assert tokenizer.decode(ids) == "<s>the sky<|user|>blue"
+    (tmp_path / "tokenizer_config.json").unlink()
+    bare = Tokenizer.load(tmp_path)
+    assert (bare.bos_token, bare.eos_token) == ("<s>", "</s>")
+    assert bare.encode("the sky")[0] == bare.bos_id
+    assert Tokenizer.load(tmp_path, add_bos_token=False).encode("the sky") == model.EncodeAsIds("the sky")
 
 
 def test_token_bytes(
