@@ -127,6 +127,8 @@ def read_arch(config: dict[str, Any], overrides: dict[str, Any] | None = None) -
         }
         if "tie_word_embeddings" in outer:
             config["tie_word_embeddings"] = outer["tie_word_embeddings"]
+        for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
+            config.setdefault(key, outer.get(key))
     elif family.wrapped:
         raise CheckpointError(f"config.json: {architecture} needs text_config, which is missing.")
     values = _with_defaults(config, family)
@@ -165,7 +167,18 @@ def _overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, 
             result["text_config"] = {**result["text_config"], key: value}
     if "rope_parameters" in overrides and "rope_scaling" not in overrides:
         result.pop("rope_scaling", None)
-    return result
+    return _with_new_base(result, overrides)
+
+
+def _with_new_base(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """An overridden `rope_theta` counts in the spelling of transformers 5 too."""
+    parameters = config.get("rope_parameters")
+    if "rope_theta" not in overrides or "rope_parameters" in overrides or not isinstance(parameters, dict):
+        return config
+    base = {"rope_theta": overrides["rope_theta"]}
+    inner = parameters.get(FULL)
+    changed = {**parameters, FULL: {**inner, **base}} if isinstance(inner, dict) else {**parameters, **base}
+    return {**config, "rope_parameters": changed}
 
 
 def _architecture(config: dict[str, Any]) -> str:

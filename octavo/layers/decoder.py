@@ -26,6 +26,7 @@ class Decoder(Layer):
         norm: Layer,
         positions: Embedding | None = None,
         embed_scale: float | None = None,
+        embed_scale_in_dtype: bool = False,
         logit_scale: float | None = None,
         logit_softcap: float | None = None,
         head_bias: bool = False,
@@ -39,6 +40,7 @@ class Decoder(Layer):
             TiedHead(self.embed) if c.tied else Linear(c.hidden, c.vocab, bias=head_bias)
         )
         self.embed_scale = embed_scale
+        self.embed_scale_in_dtype = embed_scale_in_dtype
         self.logit_scale = logit_scale
         self.logit_softcap = logit_softcap
 

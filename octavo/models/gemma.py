@@ -50,6 +50,7 @@ def _decoder(c: Arch, *, head_norms: bool, softcap: float | None) -> Decoder:
         block,
         norm=norm(),
         embed_scale=c.hidden**0.5,
+        embed_scale_in_dtype=True,
         logit_softcap=c.optional("final_logit_softcapping"),
     )
 
@@ -66,7 +67,7 @@ def gemma(c: Arch) -> Decoder:
         attention = Attention(c, i, rope=rope(c, i), qkv_bias=bias, out_bias=bias)
         return PreNorm(attention, GatedMLP(c.hidden, c.ffn, act), norm)
 
-    return Decoder(c, block, norm=norm(), embed_scale=c.hidden**0.5)
+    return Decoder(c, block, norm=norm(), embed_scale=c.hidden**0.5, embed_scale_in_dtype=True)
 
 
 @family("Gemma2ForCausalLM", names=GEMMA, gguf="gemma2")

@@ -142,8 +142,10 @@ def test_a_wrapper_is_read_through_its_text_config() -> None:
         "text_config": {"hidden_size": 128, "num_hidden_layers": 3, "sliding_window": 16},
         "vision_config": {"hidden_size": 7},
         "torch_dtype": "bfloat16",
+        "eos_token_id": [1, 106],
     }
     arch = read_arch(config)
+    assert arch.config["eos_token_id"] == [1, 106]
     assert (arch.hidden, arch.layers, arch.dtype, arch.tied) == (128, 3, "bfloat16", True)
     assert read_arch(config, {"text_config": {"hidden_size": 256}}).hidden == 256
     assert read_arch(config, {"hidden_size": 512}).hidden == 512
@@ -159,6 +161,8 @@ def test_overrides_replace_keys_and_the_other_spelling() -> None:
     new = {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     scaled = read_arch(new, {"rope_scaling": {"type": "linear", "factor": 2.0}})
     assert scaled.rope_values(0) == {"type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    assert read_arch(new, {"rope_theta": 7e5}).rope_values(0)["rope_theta"] == 7e5
+    assert read_arch(config, {"rope_theta": 7e5}).rope_values(0)["rope_theta"] == 7e5
 
 
 def test_architecture_from_model_type_alone() -> None:

@@ -173,3 +173,20 @@ def test_matrices_that_read_one_input_stand_in_one_param() -> None:
 def test_a_layer_that_computes_nothing_says_so() -> None:
     with pytest.raises(NotImplementedError, match="Layer"):
         Layer()(None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "scale"),
+    [
+        ("Gemma2ForCausalLM", "float32", 59.866518),
+        ("Gemma2ForCausalLM", "bfloat16", 59.75),
+        ("Gemma3ForCausalLM", "float16", 59.875),
+        ("GraniteForCausalLM", "bfloat16", 12.3),
+    ],
+)
+def test_gemmas_embedding_factor_is_rounded_like_its_weights(
+    architecture: str, dtype: str, scale: float
+) -> None:
+    config = {"architectures": [architecture], "hidden_size": 3584, "embedding_multiplier": 12.3}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    assert declare(read_arch(config), dtype).embed_scale == pytest.approx(scale, rel=1e-7)
