@@ -126,16 +126,16 @@ def routes(state: State) -> list[Route]:
     """The document's routes, none of them when `disable_docs` is set but /."""
 
     async def document(request: Request) -> Response:
-        return reply(openapi(state.settings.root_path))
+        return reply(openapi(state.settings.prefix))
 
     async def page(request: Request) -> Response:
         text = importlib.resources.files("octavo.server").joinpath("static/docs.html").read_text("utf-8")
         return HTMLResponse(text, headers={"Content-Security-Policy": _CSP})
 
     async def root(request: Request) -> Response:
-        docs = None if state.settings.disable_docs else f"{state.settings.root_path}/docs"
+        docs = None if state.settings.disable_docs else f"{state.settings.prefix}/docs"
         about = {"name": "Octavo", "version": octavo.__version__, "about": _ABOUT, "ready": state.ready}
-        return reply({**about, "docs": docs, "models": f"{state.settings.root_path}/v1/models"})
+        return reply({**about, "docs": docs, "models": f"{state.settings.prefix}/v1/models"})
 
     found = [Route("/", root, methods=["GET"])]
     if not state.settings.disable_docs:

@@ -43,6 +43,13 @@ class TooLarge(OctavoError):
     kind = "RequestTooLargeError"
 
 
+class TooSlow(OctavoError):
+    """A body that does not come."""
+
+    status = 408
+    kind = "RequestTimeoutError"
+
+
 class Unauthorized(OctavoError):
     """A missing or wrong API key."""
 

@@ -62,6 +62,7 @@ class Guard:
         """Refuse, or pass on and count."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        scope["root_path"] = self._settings.prefix
         headers = Headers(scope=scope)
         if self._settings.enable_request_id_headers:
             send = _echo_request_id(headers, send)

@@ -18,6 +18,10 @@ class Info(Protocol):
         """Names that requests may use; the first is reported."""
 
     @property
+    def root(self) -> str:
+        """The folder or id that the model was loaded from; may be empty."""
+
+    @property
     def max_model_len(self) -> int:
         """Context length in tokens."""
 

@@ -51,7 +51,7 @@ def routes(state: State) -> list[Route]:
 
 async def _answer(request: Request, state: State) -> Response:
     """The whole life of a request. Raises OctavoError for what cannot be."""
-    raw = await read_object(request, state.settings.max_body_bytes, any_type=True)
+    raw = await read_object(request, state.settings, any_type=True)
     body = convert(raw, GenerateRequest)
     run = await Run.begin(state, [parse(raw, body, state, request_name(request), salted(request))])
     if body.stream:

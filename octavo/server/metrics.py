@@ -71,6 +71,7 @@ class Metrics:
         self._finished: dict[str, Counter] = {}
         self._inter_token: Histogram | None = None
         self._rejected: Counter | None = None
+        self._engine: _EngineCollector | None = None
         self._last_s: dict[int, float] = {}
         """When a sequence last got a token; the least recently served is dropped first."""
 
@@ -101,7 +102,14 @@ class Metrics:
             registry=self.registry,
         )
         self._rejected = rejected.labels(*labels, "queue_full")
-        self.registry.register(_EngineCollector(service, self._prefix, labels))
+        self._engine = _EngineCollector(service, self._prefix, labels)
+        self.registry.register(self._engine)
+
+    def forget(self) -> None:
+        """Let go of the service, so that its memory can be freed."""
+        if self._engine is not None:
+            self.registry.unregister(self._engine)
+            self._engine = None
 
     def on_tokens(self, index: int, n: int, now: float) -> None:
         """The service's report: sequence number `index` got `n` tokens at time.monotonic() `now`."""

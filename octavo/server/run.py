@@ -32,6 +32,8 @@ ServiceFactory = Callable[[Metrics], Hub]
 """Loads the model and makes a service, not started yet, that reports to the given recorder. May take long."""
 
 _POLL_S = 0.02
+_SAME_SIGNAL_S = 0.2
+"""A signal this soon after the first is the same one, come by way of the process group (timeout, make)."""
 _LAST_WORDS_S = 2.0
 """How long aborted streams may take to send their end."""
 
@@ -157,6 +159,7 @@ class _Runner:
     async def run(self) -> int:
         """Everything; 0 after an orderly end."""
         self._stop = asyncio.Event()
+        self._stopped_s = 0.0
         handled = self._handle_signals()
         serving = asyncio.ensure_future(self._server.serve(sockets=[self._listener]))
         service: Hub | None = None
@@ -184,8 +187,12 @@ class _Runner:
 
     def _on_signal(self, number: signal.Signals) -> None:
         """First: drain. Second: out."""
+        now = asyncio.get_running_loop().time()
         if self._stop.is_set():
-            os._exit(128 + number)
+            if now - self._stopped_s > _SAME_SIGNAL_S:
+                os._exit(128 + number)
+            return
+        self._stopped_s = now
         self._state.draining = True
         self._stop.set()
         log.info("Shutting down; requests at work may finish (%.0f s).", self._settings.shutdown_timeout_s)
@@ -244,6 +251,7 @@ class _Runner:
         if self._state.active:
             self._server.force_exit = True
         await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
+        self._state.close()
 
     async def _quiet_within(self, timeout_s: float) -> None:
         """Wait until no request is at work, at most `timeout_s` seconds."""
@@ -263,7 +271,6 @@ def _uvicorn_config(settings: ServerSettings, app: object) -> uvicorn.Config:
         log_config=logs,
         log_level=level,
         access_log=not settings.disable_access_log,
-        root_path=settings.root_path,
         ws="none",
         lifespan="off",
         server_header=False,

@@ -23,7 +23,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """0 none, 1 optional, 2 required client certificates (the values of the ``ssl`` module)."""
     ssl_ciphers: str | None = None
     root_path: str = ""
-    """Prefix that a reverse proxy strips, e.g. ``/llm``."""
+    """Where a reverse proxy shows the server, e.g. ``/llm``; works whether the proxy strips it or not."""
 
     api_keys: tuple[str, ...] = ()
     """Any of them opens every route; without keys everything is open."""
@@ -61,11 +61,18 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sse_keep_alive_interval: float = 0.0
     """Seconds of silence after which a stream gets a comment line; 0 for never."""
     slow_reader_timeout_s: float = 60.0
-    """A stream whose client takes nothing for this long is cut and its request aborted."""
+    """A stream whose client takes nothing for this long is cut and its request aborted; a body of which
+    nothing comes for this long is given up."""
     keep_alive_timeout_s: int = 5
     """Idle seconds after which a kept-alive connection is closed."""
     shutdown_timeout_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
+
+    @property
+    def prefix(self) -> str:
+        """`root_path` with a leading slash and without a trailing one; "" for none."""
+        plain = self.root_path.strip("/")
+        return f"/{plain}" if plain else ""
 
     @property
     def on_loopback(self) -> bool:
@@ -80,7 +87,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         scheme = "https" if self.ssl_certfile else "http"
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        return f"{scheme}://{shown}:{self.port}{self.root_path}"
+        return f"{scheme}://{shown}:{self.port}{self.prefix}"
 
 
 def is_loopback(host: str) -> bool:

@@ -26,6 +26,12 @@ class State:
         self._service = service
         self.metrics.watch(service, self.names[0])
 
+    def close(self) -> None:
+        """The service is over: hold it no longer."""
+        self.draining = True
+        self._service = None
+        self.metrics.forget()
+
     @property
     def service(self) -> Hub:
         """The service, ready for a job. Raises Unavailable while loading or draining and after a failure."""

@@ -58,7 +58,7 @@ def routes(state: State) -> list[Route]:
     """The two routes."""
 
     async def tokenize(request: Request) -> Response:
-        raw = await read_object(request, state.settings.max_body_bytes)
+        raw = await read_object(request, state.settings)
         body = convert(raw, TokenizeRequest)
         state.check_model(body.model)
         started = await _tokens(body, state)
@@ -70,7 +70,7 @@ def routes(state: State) -> list[Route]:
         return reply(TokenizeReply(len(ids), state.service.info.max_model_len, ids, strings))
 
     async def detokenize(request: Request) -> Response:
-        raw = await read_object(request, state.settings.max_body_bytes)
+        raw = await read_object(request, state.settings)
         body = convert(raw, DetokenizeRequest)
         state.check_model(body.model)
         check_ids("tokens", body.tokens)

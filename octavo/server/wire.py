@@ -16,9 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.errors import OctavoError
 from octavo.log import logger
-from octavo.server.errors import ClientGone, ErrorBody, ErrorInfo, SchemaError, TooLarge, describe
+from octavo.server.errors import ClientGone, ErrorBody, ErrorInfo, SchemaError, TooLarge, TooSlow, describe
 from octavo.server.guard import TENANT
 from octavo.server.limits import good_id
+from octavo.server.settings import ServerSettings
 
 log = logger(__name__)
 T = TypeVar("T")
@@ -30,21 +31,28 @@ SSE_DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises TooLarge as soon as it is certain, ClientGone when the client leaves."""
+async def read_body(request: Request, settings: ServerSettings) -> bytes:
+    """The whole body. Raises TooLarge as soon as it is certain, TooSlow when nothing comes for a while,
+    ClientGone when the client leaves."""
+    limit_bytes, patience_s = settings.max_body_bytes, settings.slow_reader_timeout_s or None
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
     parts: list[bytes] = []
     size = 0
+    loop = asyncio.get_running_loop()
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit_bytes:
-                raise _too_large(limit_bytes)
-            parts.append(part)
+        async with asyncio.timeout(patience_s) as patience:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit_bytes:
+                    raise _too_large(limit_bytes)
+                parts.append(part)
+                patience.reschedule(None if patience_s is None else loop.time() + patience_s)
     except ClientDisconnect as gone:
         raise ClientGone from gone
+    except TimeoutError:
+        raise TooSlow("The request body did not arrive.", hint="Send it without pauses.") from None
     return b"".join(parts)
 
 
@@ -52,14 +60,16 @@ def _too_large(limit_bytes: int) -> TooLarge:
     return TooLarge(f"The request body is larger than this server's limit of {limit_bytes} bytes.")
 
 
-async def read_object(request: Request, limit_bytes: int, *, any_type: bool = False) -> dict[str, Any]:
+async def read_object(
+    request: Request, settings: ServerSettings, *, any_type: bool = False
+) -> dict[str, Any]:
     """The body as a JSON object.
 
     With `any_type` the Content-Type does not matter (legacy clients send none). Raises SchemaError for
     anything that is no JSON object.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    body = await read_body(request, limit_bytes)
+    body = await read_body(request, settings)
     if not any_type and kind and kind != "application/json" and not kind.endswith("+json"):
         raise SchemaError(
             f"Content-Type is {kind[:60]!r}.",

@@ -141,6 +141,18 @@ def test_gone_before_the_body_is_there(client: Any) -> None:
     run(test)
 
 
+def test_a_body_that_does_not_come_is_given_up(client: Any) -> None:
+    async def test() -> None:
+        client.settings["slow_reader_timeout_s"] = 0.03
+        wire = Wire(client.app(), "/v1/completions", {})
+        wire._read = True
+        await wire.start()
+        assert wire.sent[0]["status"] == 408
+        assert b"RequestTimeoutError" in wire.body
+
+    run(test)
+
+
 def test_a_reader_that_takes_nothing_is_cut(client: Any, caplog: Any) -> None:
     caplog.set_level(logging.WARNING, "octavo")
 

@@ -172,6 +172,19 @@ def test_url(settings: Any, url: str) -> None:
     assert ServerSettings(**settings).url == url
 
 
+@pytest.mark.parametrize("root_path", ["/llm", "llm/"])
+def test_a_prefix_works_stripped_or_not(client: Any, root_path: str) -> None:
+    client.settings.update(root_path=root_path, api_keys=("k",))
+    for prefix in ("", "/llm"):
+        assert client.get(f"{prefix}/health").status_code == 200
+        assert client.get(f"{prefix}/v1/models").status_code == 401
+        assert client.get(f"{prefix}/v1/models", headers={"x-api-key": "k"}).status_code == 200
+        spec = client.get(f"{prefix}/openapi.json", headers={"x-api-key": "k"}).json()
+        assert spec["servers"] == [{"url": "/llm"}]
+    assert client.get("/llmhealth").status_code == 401
+    assert client.get("/llm/llm/health").status_code == 401
+
+
 def test_root_path(client: Any) -> None:
     from octavo.server.guard import _route_path
 

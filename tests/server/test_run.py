@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,50 +22,13 @@ import httpx
 import openai
 import pytest
 from fake_service import FakeService
+from running import LIMIT_S, Running
 
 from octavo.errors import CheckpointError, ConfigError
-from octavo.server.run import _Runner, bind, serve, warn_exposed
+from octavo.server.run import bind, serve, warn_exposed
 from octavo.server.settings import ServerSettings
 
 HERE = Path(__file__).parent
-LIMIT_S = 15
-
-
-class Running:
-    """A server in a thread, stopped at the end of ``with``."""
-
-    def __init__(self, fake: FakeService, **settings: Any) -> None:
-        self._settings = ServerSettings(**{"port": 0, "disable_access_log": True, **settings})
-        self._listener = bind(self._settings)
-        port = 0 if self._settings.uds else self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.port = port
-        self._ready = threading.Event()
-
-        def load(metrics: Any) -> FakeService:
-            fake.recorder = metrics
-            return fake
-
-        self._runner = _Runner(load, self._settings, self._listener, lambda url: self._ready.set())
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        async def go() -> None:
-            self._loop = asyncio.get_running_loop()
-            await self._runner.run()
-
-        asyncio.run(go())
-
-    def __enter__(self) -> Running:
-        self._thread.start()
-        assert self._ready.wait(LIMIT_S)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._runner._stop.set)
-        self._thread.join(LIMIT_S)
-        self._listener.close()
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture
@@ -243,6 +207,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
 from fake_service import FakeService
+from running import LIMIT_S, Running
 from octavo.server.run import serve
 from octavo.server.settings import ServerSettings
 fake = FakeService("x" * 200)
@@ -318,7 +283,23 @@ def test_what_does_not_finish_in_time_is_aborted_cleanly() -> None:
 def test_a_second_signal_ends_at_once() -> None:
     with process(delay=0.2, drain=60) as (server, port), streaming(port):
         server.send_signal(signal.SIGTERM)
-        while httpx.get(f"http://127.0.0.1:{port}/health").status_code != 503:
-            time.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(0.4)  # two at once are one: timeout(1) and the like signal twice
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503
         server.send_signal(signal.SIGTERM)
         assert server.wait(LIMIT_S) == 128 + signal.SIGTERM
+
+
+def test_tls(fake: FakeService, tmp_path: Path) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    made = authority.issue_cert("127.0.0.1")
+    key, chain = str(tmp_path / "key.pem"), str(tmp_path / "chain.pem")
+    made.private_key_pem.write_to_path(key)
+    made.cert_chain_pems[0].write_to_path(chain)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with Running(fake, ssl_keyfile=key, ssl_certfile=chain) as server:
+        url = f"https://127.0.0.1:{server.port}/health"
+        assert httpx.get(url, verify=context, timeout=LIMIT_S).status_code == 200

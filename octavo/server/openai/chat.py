@@ -68,7 +68,7 @@ class Chat:
 
     async def answer(self, request: Request) -> Response:
         """The whole life of a request. Raises OctavoError for what cannot be."""
-        raw = await read_object(request, self._settings.max_body_bytes)
+        raw = await read_object(request, self._settings)
         body = convert(raw, ChatRequest)
         model = self._state.check_model(body.model)
         self._body = body

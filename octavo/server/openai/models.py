@@ -18,7 +18,11 @@ def routes(state: State) -> list[Route]:
         info = state.service.info
         allowed = ModelPermission(id=f"modelperm-{name}", created=info.created)
         return ModelCard(
-            id=name, created=info.created, root=name, max_model_len=info.max_model_len, permission=[allowed]
+            id=name,
+            created=info.created,
+            root=info.root or name,
+            max_model_len=info.max_model_len,
+            permission=[allowed],
         )
 
     async def models(request: Request) -> Response:

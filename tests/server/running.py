@@ -1,0 +1,52 @@
+"""A real server on a loopback port, for the length of a ``with``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from octavo.server.run import _Runner, bind
+from octavo.server.settings import ServerSettings
+
+LIMIT_S = 15
+
+
+class Running:
+    """A server in a thread, stopped at the end of ``with``."""
+
+    def __init__(self, service: Any, **settings: Any) -> None:
+        """`service`: a service, or what makes one from a recorder."""
+        self._settings = ServerSettings(**{"port": 0, "disable_access_log": True, **settings})
+        self._listener = bind(self._settings)
+        port = 0 if self._settings.uds else self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self._ready = threading.Event()
+
+        def load(metrics: Any) -> Any:
+            if callable(service):
+                return service(metrics)
+            service.recorder = metrics
+            return service
+
+        self._runner = _Runner(load, self._settings, self._listener, lambda url: self._ready.set())
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        async def go() -> None:
+            self._loop = asyncio.get_running_loop()
+            await self._runner.run()
+
+        asyncio.run(go())
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        assert self._ready.wait(LIMIT_S)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._runner._stop.set)
+        self._thread.join(LIMIT_S)
+        self._listener.close()
+        assert not self._thread.is_alive()
