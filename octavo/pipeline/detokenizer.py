@@ -53,7 +53,11 @@ class _ByteDetokenizer(Detokenizer):
 
 
 class _MetaspaceDetokenizer(Detokenizer):
-    """SentencePiece: pieces with U+2581 for a space; runs of byte tokens are UTF-8."""
+    """SentencePiece: pieces with U+2581 for a space; runs of byte tokens are UTF-8.
+
+    Decoding a whole run at once would turn all of it into U+FFFD when any byte of it is wrong. Here the
+    characters before the wrong byte have been shown already and stay.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, at_start: bool) -> None:
         super().__init__(tokenizer, skip_special_tokens=skip_special_tokens)

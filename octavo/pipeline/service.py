@@ -35,6 +35,8 @@ _INLINE_CHARS = 2_000
 _LOG_INTERVAL_S = 10.0
 _SLOW_S = 30.0
 """A request without max_tokens is warned about when it may take longer than this."""
+_LONG_TOKENS = 256
+"""And when it may be longer than this; an ordinary answer is not."""
 
 T = TypeVar("T")
 
@@ -303,7 +305,7 @@ class Service:
         if speed is not None and limit / speed < _SLOW_S:
             return
         now = time.monotonic()
-        if now - self._warned_s < self._log_interval_s or limit < 256:
+        if now - self._warned_s < self._log_interval_s or limit < _LONG_TOKENS:
             return
         self._warned_s = now
         about = (
@@ -349,15 +351,7 @@ class Speed:
 
 
 def _size(job: Job) -> int:
-    """About how many characters `job` brings; a caller's own template or many sequences go to the pool."""
-    if max(job.sampling.n, job.sampling.best_of or 0) > 16:
+    """About how many characters `job` brings; chats (templates are code) and large n go to the pool."""
+    if job.messages is not None or max(job.sampling.n, job.sampling.best_of or 0) > 16:
         return _INLINE_CHARS
-    if job.prompt is not None:
-        return len(job.prompt)
-    if job.messages is None:
-        return 0
-    if job.chat is not None and (job.chat.template is not None or job.chat.tools or job.chat.documents):
-        return _INLINE_CHARS
-    return sum(
-        len(content) if isinstance(content := m.get("content"), str) else _INLINE_CHARS for m in job.messages
-    )
+    return len(job.prompt) if job.prompt is not None else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -358,8 +360,9 @@ def test_long_texts_leave_the_event_loop(preparer: Preparer, monkeypatch: pytest
         await service.submit(Job(id="parts", messages=messages, sampling=SamplingParams()))
 
     run(preparer, body)
-    assert threads[0] == threading.current_thread().name
-    assert all(name.startswith("octavo-text") for name in threads[1:])
+    assert threads.pop(0) == threading.current_thread().name
+    assert all(name.startswith("octavo-text") for name in threads)
+    assert len(threads) == 2
 
 
 def test_a_cancelled_submit_leaves_nothing_behind(preparer: Preparer) -> None:
@@ -452,6 +455,13 @@ def test_the_periodic_line(preparer: Preparer, caplog: pytest.LogCaptureFixture)
 
     with caplog.at_level(logging.INFO, logger="octavo"):
         run(preparer, body, stats_line=lambda stats, now: f"running {stats.running}", log_interval_s=0.01)
+
+
+def test_importing_the_text_side_is_light() -> None:
+    code = "import sys, octavo.pipeline.service; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["jinja2", "tokenizers", "sentencepiece", "torch", "transformers", "numpy"]
+    done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_speed_ignores_pauses() -> None:
