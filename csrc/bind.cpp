@@ -33,7 +33,8 @@ Dtype dtype_of(const std::string& name) {
   throw std::invalid_argument("octavo: no kernel for dtype " + name);
 }
 
-std::shared_ptr<Weight> pack_matrix(Pool& pool, const Anything& array, const std::string& dtype) {
+std::shared_ptr<Weight> pack_matrix(Pool& pool, std::shared_ptr<Arena> arena, const Anything& array,
+                                    const std::string& dtype) {
   const Dtype d = dtype_of(dtype);
   if (array.ndim() != 2 || array.itemsize() != size_of(d))
     throw std::invalid_argument("octavo: a matrix must be [rows, cols] of the dtype it names");
@@ -41,7 +42,7 @@ std::shared_ptr<Weight> pack_matrix(Pool& pool, const Anything& array, const std
   const auto rows = static_cast<int64_t>(array.shape(0)), cols = static_cast<int64_t>(array.shape(1));
   if (rows <= 0 || cols <= 0) throw std::invalid_argument("octavo: an empty matrix");
   nb::gil_scoped_release release;
-  return Weight::matrix(pool, data, d, rows, cols);
+  return Weight::matrix(pool, std::move(arena), data, d, rows, cols);
 }
 
 Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
@@ -131,6 +132,7 @@ double read_seconds(Pool& pool, const std::string& isa, int64_t bytes) {
 
 NB_MODULE(_native, m) {
   using namespace octavo;
+  nb::set_leak_warnings(false);  // a process that ends with a model loaded is not news
   m.doc() = "Octavo's kernels and plan (see octavo/ops/native.py).";
   m.def("isas", &isas, "Instruction sets that this machine runs, best first.");
 
@@ -141,12 +143,15 @@ NB_MODULE(_native, m) {
       .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})
       .def_prop_ro("size", &Pool::size);
 
+  nb::class_<Arena>(m, "Arena").def(nb::init<>());
+
   nb::class_<Weight>(m, "Weight")
-      .def_static("matrix", &pack_matrix, "pool"_a, "array"_a, "dtype"_a)
-      .def_static("vector",
-                  [](nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> a) {
-                    return Weight::vector(a.data(), static_cast<int64_t>(a.shape(0)));
-                  })
+      .def_static("matrix", &pack_matrix, "pool"_a, "arena"_a, "array"_a, "dtype"_a)
+      .def_static(
+          "vector",
+          [](std::shared_ptr<Arena> arena, nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> a) {
+            return Weight::vector(std::move(arena), a.data(), static_cast<int64_t>(a.shape(0)));
+          })
       .def_prop_ro("nbytes", &Weight::bytes);
 
   nb::class_<RopeSpec>(m, "Rope").def(

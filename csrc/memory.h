@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -61,6 +62,35 @@ class Memory {
   void* base_ = nullptr;
   void* data_ = nullptr;
   size_t bytes_ = 0, mapped_ = 0;
+};
+
+// Weights one behind the other in large blocks: no huge page is broken off for a small matrix.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // Zeroed and 64-byte aligned; lives as long as the arena.
+  void* take(size_t bytes) {
+    constexpr size_t block = size_t{64} << 20;
+    bytes = (bytes + 63) / 64 * 64;
+    if (bytes > block / 2) {
+      own_.emplace_back(bytes);
+      return own_.back().as<void>();
+    }
+    if (shared_.empty() || used_ + bytes > block) {
+      shared_.emplace_back(block);
+      used_ = 0;
+    }
+    char* at = shared_.back().as<char>() + used_;
+    used_ += bytes;
+    return at;
+  }
+
+ private:
+  std::vector<Memory> own_, shared_;
+  size_t used_ = 0;
 };
 
 }  // namespace octavo

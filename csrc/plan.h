@@ -19,18 +19,21 @@ namespace octavo {
 class Weight {
  public:
   // `source` is [rows, cols] row-major. Padding rows and columns are zero.
-  static std::shared_ptr<Weight> matrix(Pool& pool, const void* source, Dtype dtype, int64_t rows, int64_t cols);
-  static std::shared_ptr<Weight> vector(const float* source, int64_t n);
+  static std::shared_ptr<Weight> matrix(Pool& pool, std::shared_ptr<Arena> arena, const void* source, Dtype dtype,
+                                        int64_t rows, int64_t cols);
+  static std::shared_ptr<Weight> vector(std::shared_ptr<Arena> arena, const float* source, int64_t n);
 
-  PackedMatrix packed() const { return {memory_.as<void>(), dtype_, rows_, cols_}; }
-  const float* values() const { return memory_.as<float>(); }
+  PackedMatrix packed() const { return {data_, dtype_, rows_, cols_}; }
+  const float* values() const { return static_cast<const float*>(data_); }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   bool is_vector() const { return vector_; }
-  size_t bytes() const { return memory_.bytes(); }
+  size_t bytes() const { return bytes_; }
 
  private:
-  Memory memory_;
+  std::shared_ptr<Arena> arena_;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
   Dtype dtype_ = Dtype::f32;
   int64_t rows_ = 0, cols_ = 0;
   bool vector_ = false;

@@ -25,15 +25,20 @@ class Pool:
     @property
     def size(self) -> int: ...
 
+class Arena:
+    """Where weights stand one behind the other; lives as long as any of them."""
+
+    def __init__(self) -> None: ...
+
 class Weight:
     """A packed matrix, or a float32 vector."""
 
     @staticmethod
-    def matrix(pool: Pool, array: NDArray[Any], dtype: str) -> Weight:
+    def matrix(pool: Pool, arena: Arena, array: NDArray[Any], dtype: str) -> Weight:
         """Pack [rows, cols] of float32, float16 or bfloat16 (as uint16) into the kernels' tiles."""
 
     @staticmethod
-    def vector(array: NDArray[np.float32]) -> Weight: ...
+    def vector(arena: Arena, array: NDArray[np.float32]) -> Weight: ...
     @property
     def nbytes(self) -> int: ...
 

@@ -52,11 +52,11 @@ def choose_isa(name: str | None = None) -> str:
     return wanted
 
 
-def pack(pool: _native.Pool, param: Param, layout: Layout) -> _native.Weight:
+def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout) -> _native.Weight:
     """A weight in the kernels' form; the layout's own memory is not kept."""
     if param.kind == "vector":
-        return _native.Weight.vector(np.ascontiguousarray(layout.dequantize()))
-    return _native.Weight.matrix(pool, np.ascontiguousarray(layout.data), layout.dtype)
+        return _native.Weight.vector(arena, np.ascontiguousarray(layout.dequantize()))
+    return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
 
 
 class NativeRunnable:
@@ -77,7 +77,8 @@ class NativeRunnable:
         self.limits = limits
         self.isa = choose_isa(isa)
         self.pool = _native.Pool(threads, list(cpus))
-        weights = {param.name: pack(self.pool, param, layout) for param, layout in tensors}
+        arena = _native.Arena()
+        weights = {param.name: pack(self.pool, arena, param, layout) for param, layout in tensors}
         self.plan = _native.Plan(
             self.pool,
             self.isa,
