@@ -23,6 +23,7 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self._ready = threading.Event()
+        self._error: BaseException | None = None
 
         def load(metrics: Any) -> Any:
             if callable(service):
@@ -38,11 +39,17 @@ class Running:
             self._loop = asyncio.get_running_loop()
             await self._runner.run()
 
-        asyncio.run(go())
+        try:
+            asyncio.run(go())
+        except BaseException as error:
+            self._error = error
+            self._ready.set()
 
     def __enter__(self) -> Running:
         self._thread.start()
         assert self._ready.wait(LIMIT_S)
+        if self._error is not None:
+            raise self._error
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -33,8 +33,10 @@ BAD: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def services() -> list[Any]:
-    return []
+def services() -> Iterator[list[Any]]:
+    made: list[Any] = []
+    yield made
+    made.clear()
 
 
 @pytest.fixture(scope="module")
