@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, dropout
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -174,6 +174,7 @@ def export(model: Qwen2ForCausalLM, folder: Path) -> None:
         if n != "lm_head.weight"
     }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     config = {
         "architectures": ["Qwen2ForCausalLM"],
         "attention_dropout": 0.0,
@@ -215,12 +216,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=300)
+    parser.add_argument("--start", type=Path, help="folder of a checkpoint to go on from")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     sampler = Sampler(args.seed)
     bpe.save(bpe.build(sampler.items), args.out)
     model = Qwen2ForCausalLM(Qwen2Config(**ARCHITECTURE))
+    if args.start:
+        model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
     print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     train(model.train(), args)
 
