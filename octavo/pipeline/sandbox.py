@@ -201,6 +201,8 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         for arg in args:
             if isinstance(arg, (list, tuple, dict)):
                 budget.weigh(arg)
+        if name == "join" and len(args) >= 2:
+            args = (args[0], _listed(args[1]), *args[2:])
         if name in _GROWING:
             _check_filter(name, [arg for arg in (*args, *kwargs.values()) if not isinstance(arg, _CONTEXTS)])
         result = function(*args, **kwargs)
@@ -212,6 +214,17 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(function, mark):
             setattr(run, mark, getattr(function, mark))
     return run
+
+
+def _listed(value: Any) -> Any:
+    """What a join goes through, as a list of known length."""
+    if isinstance(value, (str, list, tuple, dict)) or not isinstance(value, Iterable):
+        return value
+    items = []
+    for item in value:
+        budget.step()
+        items.append(item)
+    return items
 
 
 _GROWING = frozenset({"replace", "join", "indent", "wordwrap", "format", "truncate", "batch", "urlize"})
@@ -275,6 +288,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget.step()
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, (str, bytes)):
+            if getattr(obj, "__name__", "") == "join" and args:
+                args = (_listed(args[0]), *args[1:])
             _check_numbers(args)
             _check_numbers(kwargs.values())
             _check_growth(owner, getattr(obj, "__name__", ""), args)

@@ -83,7 +83,9 @@ def test_chat_tokens(shared: Path) -> None:
     for line in file.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         folder = shared / "data" / "tokenizers" / case["tokenizer"]
-        tokenizer = tokenizers.setdefault(case["tokenizer"], Tokenizer.load(folder))
+        if case["tokenizer"] not in tokenizers:
+            tokenizers[case["tokenizer"]] = Tokenizer.load(folder)
+        tokenizer = tokenizers[case["tokenizer"]]
         template = load_template(folder, tokenizer)
         assert template is not None
         messages, chat, _ = options({"messages": case["messages"], **case["options"]})
@@ -115,6 +117,8 @@ def test_transformers_extras() -> None:
         == "01"
     )
     assert render("a{% generation %}b{{ messages[0].content }}{% endgeneration %}c", user("x")) == "abxc"
+    assert render("{{ range(3) | join('-') }}{{ ','.join(['a', 'b']) }}", user("x")) == "0-1-2a,b"
+    assert render("{{ messages | map(attribute='role') | join('+') }}", user("x"), user("y")) == "user+user"
     assert render("{{ dict(a=1).a }}{{ bos_token }}", user("x")) == "1<s>"
     with pytest.raises(BadRequest, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}", user("x"))
@@ -294,6 +298,8 @@ ATTACKS = [
     NEST + "{{ ns.s | tojson }}",
     "{{ '%999999999d' | format(3) }}",
     "{{ range(9999) | join('a' * 100000) }}",
+    "{{ range(9999) | map('string') | join('a' * 100000) }}",
+    "{{ ('a' * 100000).join(range(9999) | map('string')) }}",
     "{{ ('\\n' * 10000) | indent('a' * 100000) }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{{ 9 ** 9 ** 9 }}",
