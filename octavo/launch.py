@@ -22,7 +22,7 @@ from octavo.build.shard import shard
 from octavo.config import machine
 from octavo.config.arch import Arch, read_arch
 from octavo.config.engine import EngineConfig
-from octavo.config.environment import read_environment
+from octavo.config.environment import clamp_kv_cache_space, read_environment
 from octavo.config.generation import load_generation_config, token_ids
 from octavo.engine.client import ThreadClient
 from octavo.engine.core import Engine
@@ -158,12 +158,13 @@ def _decide(config: EngineConfig) -> _Plan:
             f"{machine.free_memory_bytes() / 2**30:.1f} GiB that are free.",
             hint="Stop other programs, or use a smaller or quantized checkpoint.",
         )
+    asked_bytes = config.kv_cache_memory_bytes
     budget = CacheBudget(
         decoder.attention_specs(),
         config.block_size,
         precision.cache,
         free_bytes,
-        config.kv_cache_memory_bytes,
+        None if asked_bytes is None else clamp_kv_cache_space(asked_bytes, free_bytes),
         config.memory_share,
         config.num_blocks_override,
     )

@@ -11,7 +11,6 @@ from octavo.config import machine
 from octavo.config.engine import EngineConfig
 from octavo.config.environment import (
     Environment,
-    clamp_kv_cache_space,
     parse_binding,
     read_environment,
 )
@@ -37,16 +36,10 @@ def engine_config(settings: Settings, environ: Mapping[str, str] | None = None) 
         fields.pop("model", None)
         sys.stderr.write(POCKET_NOTICE + "\n")
     environment = read_environment(environ)
-    _memory(fields, environment, environ)
+    if environment.kv_cache_space_bytes is not None:
+        fields.setdefault("kv_cache_memory_bytes", environment.kv_cache_space_bytes)
     _threads(fields, environment)
     return EngineConfig(**fields)
-
-
-def _memory(fields: dict[str, Any], environment: Environment, environ: Mapping[str, str] | None) -> None:
-    asked = environment.kv_cache_space_bytes
-    if asked is not None and "kv_cache_memory_bytes" not in fields:
-        free = machine.free_memory_bytes()
-        fields["kv_cache_memory_bytes"] = clamp_kv_cache_space(asked, free, environ)
 
 
 def _threads(fields: dict[str, Any], environment: Environment) -> None:

@@ -215,6 +215,12 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
                 hint="Use n=1 or a temperature above 0.",
                 param="n",
             )
+        if self.best_of is not None and _integer("best_of", self.best_of, 1, MAX_N) < self.n:
+            raise BadRequest(
+                f"best_of={self.best_of} is less than n={self.n}.",
+                hint="best_of sequences run and the n most likely are given.",
+                param="best_of",
+            )
         if self.stop and not self.detokenize:
             raise BadRequest(
                 "stop strings need the text, but detokenize is false.",
@@ -224,10 +230,6 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
 
     def _refuse_unsupported(self) -> None:
         """Refuse what would change the output and is not there; neutral values pass."""
-        if self.best_of is not None and _integer("best_of", self.best_of, 1, MAX_N) != self.n:
-            _unsupported(
-                "best_of", self.best_of, f"Only best_of equal to n={self.n} is, which is the default."
-            )
         if self.use_beam_search:
             _unsupported("use_beam_search", True, "Sample with n instead.")
         for name in _NOT_YET:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -131,3 +132,14 @@ def test_trained_weights_continue_as_expected() -> None:
         .text
     )
     assert text.startswith(", there was a little girl named Lily. She loved to play outside in the park.")
+
+
+def test_a_cache_larger_than_memory_is_clamped_with_the_unit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """VLLM_CPU_KVCACHE_SPACE=40 (GiB, meant as MB) must start, and say what the number means."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4000")
+    monkeypatch.setattr(logging.getLogger("octavo"), "propagate", True)
+    llm = LLM(max_model_len=256, max_num_seqs=2)
+    assert "the unit is GiB; for megabytes write 4000MB" in caplog.text
+    assert llm._engine.stats().blocks == 2 * 256 // 16

@@ -185,7 +185,6 @@ def test_bad_values_name_their_field(kwargs: dict[str, Any], field: str) -> None
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"best_of": 2},
         {"use_beam_search": True},
         {"guided_decoding": object()},
         {"structured_outputs": {"json": {}}},
@@ -200,6 +199,12 @@ def test_features_that_are_not_there_are_refused_by_name(kwargs: dict[str, Any])
     with pytest.raises(BadRequest, match="not supported") as caught:
         SamplingParams(**kwargs)
     assert caught.value.param in kwargs
+
+
+def test_best_of_is_at_least_n() -> None:
+    assert SamplingParams(n=2, best_of=4).best_of == 4
+    with pytest.raises(BadRequest, match="best_of=1 is less than n=2"):
+        SamplingParams(n=2, best_of=1)
 
 
 def test_neutral_values_of_older_fields_pass() -> None:
