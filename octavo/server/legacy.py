@@ -80,7 +80,7 @@ def parse(raw: dict[str, Any], body: GenerateRequest, state: State, name: str, s
     if isinstance(fields.get("stop"), list):
         at_most("stop", len(fields["stop"]), settings.max_stop_strings, "strings")
     sampling = state.service.preparer.generation.apply(fields)
-    at_most("n", sampling.n, settings.max_sequences, "sequences")
+    at_most("n", max(sampling.n, sampling.best_of or 0), settings.max_sequences, "sequences")
     return Job(
         id=f"gen-{name}",
         sampling=sampling,

@@ -171,11 +171,6 @@ class Answer:
         if event.finish is not None:
             self.finish = event.finish
 
-    @property
-    def cumulative_logprob(self) -> float:
-        """Sum of the chosen tokens' log-probabilities; 0 without logprobs."""
-        return sum(lp.values[0] for event in self.events for lp in event.logprobs)
-
 
 async def collect(run: Run) -> list[Answer]:
     """All answers of a run, in the order of the choices."""

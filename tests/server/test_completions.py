@@ -109,16 +109,14 @@ def test_prompt_logprobs_without_echo(client: Any) -> None:
     assert choice["logprobs"] is None
 
 
-def test_best_of_keeps_the_likeliest(client: Any) -> None:
-    client.fake.says = "ab"
-    reply = client.complete(n=1, best_of=3, logprobs=0).json()
-    assert client.fake.jobs[0].sampling.n == 3
-    assert [c["index"] for c in reply["choices"]] == [0]
-    assert reply["choices"][0]["logprobs"]["token_logprobs"] == [-1.0, -1.0], "sequence 0 is the likeliest"
-    assert reply["usage"]["completion_tokens"] == 6, "what was generated counts"
-    plain = client.complete(n=2, best_of=3).json()
-    assert [c["index"] for c in plain["choices"]] == [0, 1]
-    assert plain["choices"][0]["logprobs"] is None
+def test_best_of_goes_to_the_pipeline(client: Any) -> None:
+    reply = client.complete(n=2, best_of=3).json()
+    sampling = client.fake.jobs[0].sampling
+    assert (sampling.n, sampling.best_of) == (2, 3)
+    assert [c["index"] for c in reply["choices"]] == [0, 1]
+    assert client.chat(best_of=2).status_code == 200
+    for refused in ({"stream": True}, {"temperature": 0}):
+        assert client.complete(best_of=3, **refused).json()["error"]["param"] == "best_of"
 
 
 def test_token_ids(client: Any, stream: Any) -> None:

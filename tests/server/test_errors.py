@@ -59,7 +59,7 @@ CHAT = [
     ("tools", [{}] * 513),
     ("stream_options", {"include_usage": True}),
     ("continue_final_message", True),
-    ("best_of", 2),
+    *[("best_of", v) for v in (0, 16385, "2")],
     ("messages", []),
     ("messages", "Hi"),
     ("messages", [1]),

@@ -88,6 +88,22 @@ def test_echo_scores_a_prompt(server: Running) -> None:
     assert all(value <= 0 for value in choice["logprobs"]["token_logprobs"][1:])
 
 
+def test_best_of(server: Running) -> None:
+    body = {
+        "prompt": "Why",
+        "max_tokens": 4,
+        "n": 2,
+        "best_of": 6,
+        "logprobs": 0,
+        "ignore_eos": True,
+        "seed": 3,
+    }
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=LIMIT_S).json()
+    sums = [sum(c["logprobs"]["token_logprobs"]) for c in reply["choices"]]
+    assert [c["index"] for c in reply["choices"]] == [0, 1]
+    assert sums == sorted(sums, reverse=True)
+
+
 def test_bad_requests_disturb_nobody_and_nothing_leaks(server: Running, services: list[Any]) -> None:
     free = idle(services[0]).blocks_free
     good = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True, "stream": True, "temperature": 0}

@@ -226,7 +226,7 @@ def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
     return Job(
         id=head.id,
         sampling=sampling_params(
-            body, state, n=body.n, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
+            body, state, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
         ),
         messages=tuple(body.messages),
         chat=chat_options(body),
@@ -287,7 +287,5 @@ def _check_options(body: ChatRequest, settings: ServerSettings) -> None:
         raise BadRequest("top_logprobs must be at least 0, or -1 for all.", param="top_logprobs")
     if body.stream and body.prompt_logprobs is not None and body.prompt_logprobs != 0:
         raise BadRequest("prompt_logprobs cannot be streamed.", param="prompt_logprobs")
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise BadRequest("best_of is only for /v1/completions.", hint="Use n.", param="best_of")
     if body.modalities and body.modalities != ["text"]:
         raise BadRequest("modalities: this server answers with text only.", param="modalities")

@@ -54,7 +54,7 @@ def refuse_unsupported(body: CommonRequest) -> None:
 
 def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) -> None:
     """The product of what one request asks for, before anything is queued (HARDENING S9)."""
-    sequences = max(body.n or 1, getattr(body, "best_of", None) or 1)
+    sequences = max(body.n or 1, body.best_of or 1)
     if prompts * sequences > settings.max_sequences:
         name = "n" if sequences == body.n else "best_of"
         what = f"{name}={sequences}" if prompts == 1 else f"{prompts} prompts with {name}={sequences}"
@@ -72,6 +72,11 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
         raise BadRequest(
             "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
         )
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        if body.stream:
+            raise BadRequest("best_of over n cannot be streamed.", hint="Use n alone.", param="best_of")
+        if body.temperature == 0:
+            raise BadRequest("best_of with temperature=0 would compare equal answers.", param="best_of")
     if body.stream_options is not None and not body.stream:
         raise BadRequest(
             "stream_options is only for streams.", hint='Add "stream": true.', param="stream_options"
@@ -95,6 +100,8 @@ def sampling_params(body: CommonRequest, state: State, **decided: Any) -> Sampli
             param="max_tokens",
         )
     fields = dict(
+        n=body.n,
+        best_of=body.best_of,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,

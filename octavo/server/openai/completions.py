@@ -105,17 +105,12 @@ class Completion:
         ]
 
     def _reply(self, run: Run, answers: list[Answer], echoes: list[str]) -> CompletionReply:
-        """The body of a reply that is not streamed; of best_of answers the n most likely are kept."""
-        n = self._body.n or 1
-        choices: list[CompletionChoice] = []
-        for first in range(0, len(answers), run.n):
-            group = list(enumerate(answers[first : first + run.n], first))
-            if run.n > n:
-                group.sort(key=lambda item: -item[1].cumulative_logprob / max(len(item[1].tokens), 1))
-            for source, answer in group[:n]:
-                choice = self._choice(len(choices), run.started[source // run.n], answer)
-                choice.text = echoes[source // run.n] + choice.text
-                choices.append(choice)
+        """The body of a reply that is not streamed."""
+        choices = []
+        for index, answer in enumerate(answers):
+            choice = self._choice(index, run.started[index // run.n], answer)
+            choice.text = echoes[index // run.n] + choice.text
+            choices.append(choice)
         usage = usage_info(run.usage, self._settings)
         return CompletionReply(**msgspec.structs.asdict(self._head), choices=choices, usage=usage)
 
@@ -248,13 +243,11 @@ def parse(body: CompletionRequest, state: State, head: Head, salt: str) -> list[
     top = _top(body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     prompt_only = max_tokens == 0 and bool(body.echo)
-    ranked = body.best_of is not None and body.best_of > (body.n or 1)
     sampling = sampling_params(
         body,
         state,
-        n=body.best_of if ranked else body.n,
         max_tokens=None if prompt_only else max_tokens,
-        logprobs=0 if ranked and top is None else top,
+        logprobs=top,
         prompt_logprobs=top if body.echo and body.prompt_logprobs is None else body.prompt_logprobs,
     )
     if prompt_only:
@@ -320,14 +313,5 @@ def _mixed() -> BadRequest:
 
 def _check_options(body: CompletionRequest) -> None:
     """Rules between fields."""
-    if body.best_of is not None:
-        if body.best_of < (body.n or 1):
-            raise BadRequest(
-                f"best_of={body.best_of} is less than n={body.n or 1}.", hint="Raise it.", param="best_of"
-            )
-        if body.stream and body.best_of > (body.n or 1):
-            raise BadRequest("best_of over n cannot be streamed.", hint="Use n alone.", param="best_of")
-        if body.best_of > (body.n or 1) and body.temperature == 0:
-            raise BadRequest("best_of with temperature=0 would compare equal answers.", param="best_of")
     if body.stream and body.prompt_logprobs is not None and body.prompt_logprobs != 0:
         raise BadRequest("prompt_logprobs cannot be streamed.", param="prompt_logprobs")

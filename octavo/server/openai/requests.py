@@ -28,6 +28,8 @@ class CommonRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     n: int | None = None
+    best_of: int | None = None
+    """That many are run, and the n likeliest given."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -96,7 +98,6 @@ class CompletionRequest(CommonRequest, kw_only=True):
 
     prompt: str | list[str | int | list[int]] | None = None
     logprobs: int | bool | None = None
-    best_of: int | None = None
     suffix: str | None = None
     prompt_embeds: Any = None
 
@@ -121,7 +122,6 @@ class ChatRequest(CommonRequest, kw_only=True):
     include_reasoning: bool | None = None
     verbosity: str | None = None
     prediction: Any = None
-    best_of: int | None = None
 
     modalities: list[str] | None = None
     audio: Any = None
