@@ -93,7 +93,8 @@ class NativeRunnable:
         for spec in specs:
             self.plan.cache_layer(spec.kv_heads, spec.head_dim)
         Lowering(graph, self.plan, weights).run()
-        self.step_bytes = sum(weights[node.weight.name].nbytes for node in graph.nodes if _read_whole(node))
+        matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
+        self.step_bytes = sum(weights[matrix.name].nbytes for matrix in matrices)
         """Bytes of packed matrices that every step reads; the rows that a table gives do not count."""
 
     def allocate_cache(self, blocks: int) -> None:
@@ -180,10 +181,6 @@ class Lowering:
             self.readers[owner] -= 1
             if self.readers[owner] == 0 and owner in self.places:
                 self.free.setdefault((owner.rows, owner.width), []).append(self.places[owner][0])
-
-
-def _read_whole(node: Node) -> bool:
-    return node.op == "linear" and node.weight is not None
 
 
 def _storage(value: Node) -> Node:

@@ -1,0 +1,78 @@
+"""``octavo bench SUBCOMMAND``: finds the subcommand, its flags and its help; loads it only then."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import textwrap
+
+from octavo.bench import flags
+from octavo.bench.options import read_words
+from octavo.config.flag_table import Flag
+from octavo.config.flag_values import METAVAR
+from octavo.config.flags import nearest
+from octavo.errors import ConfigError
+
+OK, USAGE = 0, 2
+_COLUMN = 34
+
+COMMANDS: dict[str, tuple[str, str, tuple[Flag, ...]]] = {
+    "latency": (
+        "octavo.bench.latency",
+        "One batch of equal requests: latency, prefill, decode.",
+        flags.LATENCY,
+    ),
+    "throughput": ("octavo.bench.throughput", "Many requests at once: tokens per second.", flags.THROUGHPUT),
+    "serve": ("octavo.bench.serve", "Requests over HTTP: time to first token, between tokens.", flags.SERVE),
+}
+"""Subcommand to (module with ``main(asked) -> int``, one line of help, its own flags)."""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``octavo bench ARGV``; the exit code: 0, or 2 for a command line that cannot be read.
+
+    Raises OctavoError for what fails later.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return OK
+    name, words = argv[0], argv[1:]
+    try:
+        if name not in COMMANDS:
+            hint = nearest(name, COMMANDS) or f"There are: {', '.join(COMMANDS)}."
+            raise ConfigError(f"octavo bench has no {name!r}.", hint=hint)
+        if any(word in ("-h", "--help") or word.startswith("--help=") for word in words):
+            print(command_help(name))
+            return OK
+        asked = read_words(words, COMMANDS[name][2])
+    except ConfigError as error:
+        sys.stderr.write(f"octavo: {error}\n")
+        return USAGE
+    code: int = importlib.import_module(COMMANDS[name][0]).main(asked)
+    return code
+
+
+def overview() -> str:
+    """The page of ``octavo bench --help``."""
+    lines = ["Usage: octavo bench SUBCOMMAND [MODEL] [--flag value ...]", "", "Subcommands:"]
+    lines += [f"  {name:<14}{summary}" for name, (_, summary, _) in COMMANDS.items()]
+    return "\n".join([*lines, "", "octavo bench SUBCOMMAND --help shows its flags."])
+
+
+def command_help(name: str) -> str:
+    """The page of ``octavo bench NAME --help``."""
+    _, summary, own = COMMANDS[name]
+    lines = [f"Usage: octavo bench {name} [MODEL] [--flag value ...]", "", summary, ""]
+    for flag in own:
+        lines += _describe(flag)
+    return "\n".join([*lines, "", "Every flag of octavo serve is taken too (octavo serve --help)."])
+
+
+def _describe(flag: Flag) -> list[str]:
+    head = f"  --{flag.name} {METAVAR[flag.kind]}".rstrip()
+    width = max(shutil.get_terminal_size((100, 24)).columns, 80) - _COLUMN
+    lines = textwrap.wrap(flag.help, width)
+    if len(head) >= _COLUMN:
+        return [head, *[" " * _COLUMN + line for line in lines]]
+    return [head.ljust(_COLUMN) + lines[0], *[" " * _COLUMN + line for line in lines[1:]]]

@@ -1,0 +1,141 @@
+"""``octavo bench latency``: one batch of equal requests, run again and again."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.bench import breakdown, report
+from octavo.bench.options import Asked, at_least, engine_config
+from octavo.bench.session import Session, Step, random_asks
+from octavo.bench.stats import mean, percentile
+
+if TYPE_CHECKING:
+    from octavo.config.engine import EngineConfig
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The subcommand's own flags; vLLM's names."""
+
+    input_len: int = 32
+    output_len: int = 128
+    batch_size: int = 8
+    n: int = 1
+    num_iters_warmup: int = 2
+    num_iters: int = 10
+    profile: bool = False
+    disable_detokenize: bool = False
+    output_json: str | None = None
+    dummy: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_len", "output_len", "batch_size", "n", "num_iters"):
+            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+
+
+def main(asked: Asked) -> int:
+    """Measure, print, write; the exit code."""
+    options = Options(**asked.own)
+    config = engine_config(asked, engine_defaults(options))
+    from octavo import launch
+
+    result = measure(Session(launch.build(config)), options, asked.seed)
+    result = {**_asked_for(options, config), **result}
+    print(text(result))
+    if options.output_json:
+        report.write_json(options.output_json, result)
+    return 0
+
+
+def engine_defaults(options: Options) -> dict[str, Any]:
+    """Room for the batch; no prefix cache, as in vLLM's own."""
+    return {"max_num_seqs": max(64, options.batch_size * options.n), "enable_prefix_caching": False}
+
+
+def measure(session: Session, options: Options, seed: int = 0) -> dict[str, Any]:
+    """Everything that is measured, as the JSON holds it. Times in seconds unless the name says otherwise."""
+    rng = random.Random(seed)
+    for _ in range(options.num_iters_warmup):
+        _run_batch(session, options, rng)
+    runs = [_run_batch(session, options, rng) for _ in range(options.num_iters)]
+    latencies = [seconds for seconds, _ in runs]
+    steps = [step for _, taken in runs for step in taken]
+    prefills = [step for step in steps if step.prompt_tokens]
+    decodes = [step for step in steps if step.decodes]
+    result: dict[str, Any] = {
+        "avg_latency": mean(latencies),
+        "latencies": latencies,
+        "percentiles": {str(p): percentile(latencies, p) for p in PERCENTILES},
+        "prefill_tokens_per_s": _rate(sum(step.prompt_tokens for step in prefills), prefills),
+        "decode_tokens_per_s": _rate(sum(step.tokens for step in decodes), decodes),
+        "breakdown": {"prefill": breakdown.parts_of(prefills), "decode": breakdown.parts_of(decodes)},
+    }
+    _submit(session, options, rng)
+    result["memory"] = breakdown.against_memory(session)
+    result["profile"] = _profile(session, options, rng) if options.profile else None
+    return result
+
+
+def _submit(session: Session, options: Options, rng: random.Random) -> None:
+    vocab = session.launched.arch.vocab
+    asks = random_asks(options.batch_size, options.input_len, options.output_len, vocab, rng)
+    session.submit(asks, n=options.n, detokenize=not options.disable_detokenize)
+
+
+def _run_batch(session: Session, options: Options, rng: random.Random) -> tuple[float, list[Step]]:
+    begun = time.perf_counter()
+    _submit(session, options, rng)
+    steps = list(session.steps())
+    return time.perf_counter() - begun, steps
+
+
+def _rate(tokens: int, steps: list[Step]) -> float | None:
+    seconds = sum(step.seconds for step in steps)
+    return tokens / seconds if seconds else None
+
+
+def _profile(session: Session, options: Options, rng: random.Random) -> dict[str, Any]:
+    """One prefill step, and the first decode step after it, op by op."""
+    _submit(session, options, rng)
+    prefill = breakdown.profiled_step(session, decode=False)
+    decode = breakdown.profiled_step(session, decode=True)
+    session.drop()
+    return {"prefill": prefill, "decode": decode}
+
+
+def _asked_for(options: Options, config: EngineConfig) -> dict[str, Any]:
+    return {
+        "date": report.stamp(),
+        "model": options.dummy or config.model or "pocket",
+        "dtype": config.dtype,
+        "input_len": options.input_len,
+        "output_len": options.output_len,
+        "batch_size": options.batch_size,
+        "n": options.n,
+        "machine": report.this_machine(),
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    """The report for people; its first lines are vLLM's."""
+    lines = [f"Avg latency: {result['avg_latency']} seconds"]
+    lines += [f"{p}% percentile latency: {value} seconds" for p, value in result["percentiles"].items()]
+    rows = [
+        ("Prefill", f"{report.number(result['prefill_tokens_per_s'])} tokens/s"),
+        ("Decode", f"{report.number(result['decode_tokens_per_s'])} tokens/s"),
+    ]
+    if result["memory"]:
+        rows += breakdown.memory_rows(result["memory"])
+    lines += ["", report.pairs(rows)]
+    for kind in ("decode", "prefill"):
+        if result["breakdown"][kind]["steps"]:
+            lines += ["", breakdown.parts_table(result["breakdown"][kind], f"A {kind} step")]
+    for kind, found in (result["profile"] or {}).items():
+        if found:
+            lines += ["", breakdown.profile_table(found, f"One {kind} step, op by op")]
+    return "\n".join(lines)
