@@ -373,6 +373,7 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         default_max_tokens=config.default_max_tokens,
         loop_guard=config.loop_guard,
         seed=config.seed,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
 
 

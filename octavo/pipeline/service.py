@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import msgspec
+
 from octavo.errors import BadRequest, Unavailable
 from octavo.log import logger
 from octavo.pipeline import stream as streams
@@ -61,6 +63,7 @@ class Service:
         self._sequences: dict[str, streams.Sequence] = {}
         self._jobs: dict[str, JobStream] = {}
         self._serials = itertools.count()
+        self._leaving: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._log_task: asyncio.Task[None] | None = None
@@ -110,19 +113,22 @@ class Service:
 
     async def submit(self, job: Job) -> JobStream:
         """Take a job: its stream gives Started, then Events. Raises OctavoError when it is refused."""
-        self._check_ready()
-        if job.id in self._jobs:
-            raise BadRequest(f"A request with the id {job.id!r} is already running.", param="request_id")
+        self._check(job)
         arrival_s = time.monotonic()
         prepared = await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
-        self._check_ready()
+        self._check(job)
+        if any(request.id in self._leaving for request in prepared.requests):
+            prepared = _renamed(prepared, next(self._serials))
         stream = JobStream(job.id, prepared, self._close)
         self._register(stream)
+        unsent = [request.id for request in prepared.requests]
         try:
             for request in prepared.requests:
                 self._client.submit(request)
+                unsent.remove(request.id)
         except BaseException:
             stream.close()
+            self._leaving.difference_update(unsent)
             raise
         if prepared.unbounded:
             self._warn_unbounded(prepared)
@@ -134,7 +140,7 @@ class Service:
         if stream is None:
             return False
         open_ids = [request.id for request in stream.prepared.requests if request.id in self._sequences]
-        self._client.abort(open_ids)
+        self._abort_in_engine(open_ids)
         self._end(open_ids, Finish("abort"))
         return True
 
@@ -200,6 +206,17 @@ class Service:
         if (failure := self.failure) is not None:
             raise Unavailable(f"The engine has failed: {failure}", hint="Restart the server.")
 
+    def _check(self, job: Job) -> None:
+        """Refuse a job that could not run now."""
+        self._check_ready()
+        if job.id in self._jobs:
+            raise BadRequest(f"A request with the id {job.id!r} is already running.", param="request_id")
+
+    def _abort_in_engine(self, ids: Sequence[str]) -> None:
+        """End sequences whose last outputs then mean nothing; till these come their ids are not free."""
+        self._leaving.update(ids)
+        self._client.abort(ids)
+
     def _register(self, stream: JobStream) -> None:
         self._jobs[stream.id] = stream
         for request, text in zip(stream.prepared.requests, stream.prepared.texts, strict=True):
@@ -230,6 +247,8 @@ class Service:
         for out in outs:
             sequence = self._sequences.get(out.id)
             if sequence is None:
+                if out.finish is not None:
+                    self._leaving.discard(out.id)
                 continue
             try:
                 event = sequence.text.push(out)
@@ -249,7 +268,7 @@ class Service:
             else:
                 sequence.stream.put(event)
         if ended:
-            self._client.abort(ended)
+            self._abort_in_engine(ended)
         self._speed.step(tokens, len(outs), now)
 
     def _count(self, sequence: streams.Sequence, tokens: int, now: float) -> None:
@@ -288,7 +307,7 @@ class Service:
         """The reader went away: abort what still runs."""
         open_ids = [request.id for request in stream.prepared.requests if request.id in self._sequences]
         if open_ids:
-            self._client.abort(open_ids)
+            self._abort_in_engine(open_ids)
             self._end(open_ids, Finish("abort"))
         self._forget(stream)
 
@@ -348,6 +367,14 @@ class Speed:
             return
         speed = tokens / sequences / (now - last)
         self.per_sequence = speed if self.per_sequence is None else 0.95 * self.per_sequence + 0.05 * speed
+
+
+def _renamed(prepared: Prepared, serial: int) -> Prepared:
+    """The same work under engine ids of its own: a client may repeat an id while its first try still ends."""
+    requests = tuple(
+        msgspec.structs.replace(request, id=f"{request.id}.{serial}") for request in prepared.requests
+    )
+    return msgspec.structs.replace(prepared, requests=requests)
 
 
 def _size(job: Job) -> int:

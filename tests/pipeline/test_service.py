@@ -226,6 +226,21 @@ def test_closing_early_aborts(preparer: Preparer) -> None:
     run(preparer, body, recorder=recorder)
 
 
+def test_an_id_may_come_again_while_its_first_try_still_ends(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        (await service.submit(job())).close()
+        again = await service.submit(job())
+        assert client.requests[-1].id != client.requests[0].id
+        client.say("j", [70], Finish("abort"))
+        client.say(client.requests[-1].id, [70], Finish("stop"))
+        events = [item async for item in again]
+        assert events[-1].finish == Finish("stop")
+        (await service.submit(job())).close()
+        assert client.requests[-1].id == "j"
+
+    run(preparer, body)
+
+
 def test_abort_by_id_ends_the_stream(preparer: Preparer) -> None:
     async def body(service: Service, client: FakeClient) -> None:
         stream = await service.submit(job())
