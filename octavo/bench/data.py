@@ -111,8 +111,8 @@ def ids_drawer(rng: random.Random, vocab: int | None) -> Callable[[int], tuple[i
 
 def _trace(path: Path, wanted: Wanted) -> Iterator[Sample]:
     """Arrivals and lengths. JSONL: Mooncake's timestamp (ms), input_length, output_length, hash_ids (one for
-    each block of 512 prompt tokens, equal where those are). CSV: arrival_s, prompt_tokens, output_tokens, or Azure's TIMESTAMP,
-    ContextTokens, GeneratedTokens. --input-len and --output-len bound the lengths.
+    each block of 512 prompt tokens, equal where those are). CSV: arrival_s, prompt_tokens, output_tokens, or
+    Azure's TIMESTAMP, ContextTokens, GeneratedTokens. --input-len and --output-len bound the lengths.
     """
     draw = ids_drawer(random.Random(wanted.seed), wanted.vocab)
     blocks: dict[int, tuple[int, ...]] = {}

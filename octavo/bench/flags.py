@@ -1,7 +1,7 @@
 """The flags of each ``octavo bench`` subcommand, with vLLM's names.
 
-Every flag of ``octavo serve`` parses beside them (the same table, :mod:`octavo.config.flag_table`); where a name
-is in both, the one here wins.
+Every flag of ``octavo serve`` parses beside them (the same table, :mod:`octavo.config.flag_table`); where a
+name is in both, the one here wins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the words after ``octavo bench SUBCOMMAND`` to settings: the shared flags, with the subcommand's own."""
+"""From the words after ``octavo bench SUBCOMMAND`` to settings: the shared flags and its own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from octavo.config.engine import EngineConfig
 from octavo.config.flag_rules import Settings
 from octavo.config.flag_table import Flag
 from octavo.config.flags import Given, Table, parse, read_config_file, resolve
 from octavo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from octavo.config.engine import EngineConfig
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -86,7 +88,7 @@ def _use_dummy(settings: Settings, forwarded: list[str], name: str) -> None:
 def _words(item: Given) -> list[str]:
     """A flag as words again."""
     if item.flag.kind == "bool":
-        return [f"{item.spelling}={'true' if item.value in (True, 'true') else 'false'}"]
+        return [f"--{item.flag.name}={str(item.value).lower()}"]
     name = ".".join([item.spelling, *item.path])
     if isinstance(item.value, list):
         return [name, *map(str, item.value)]
