@@ -149,7 +149,7 @@ def _decide(config: EngineConfig) -> _Plan:
         checkpoint = DummyWeights(dtype, config.seed)
     else:
         checkpoint = open_checkpoint(folder, config.load_format)
-    decoder = shard(quantize(declare(arch)))
+    decoder = shard(quantize(declare(arch, dtype)))
     precision = _precision(config, dtype)
     free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype)
     if free_bytes <= 0:

@@ -1,0 +1,152 @@
+// Matrix products: part of kernels.inl.
+//
+// Every (token, output row) is two chains, over even and odd k (or pairs of k), added at the end: the same
+// order whatever the number of tokens, so that an answer does not depend on the batch.
+
+constexpr int kAhead = 12 * 64;  // bytes of prefetch distance on the weight stream
+
+template <int M>
+inline void finish_rows(const LinearArgs& a, int64_t row, int64_t tile, const Vec* even_sum, const Vec* odd_sum) {
+  const int64_t first = tile * kTile;
+  const int n = static_cast<int>(std::min<int64_t>(kTile, a.weight.rows - first));
+  const Vec bias = a.bias ? load(a.bias + first, n) : zero();
+  for (int m = 0; m < M; ++m) {
+    const Vec y = even_sum[m] + odd_sum[m];
+    store(a.out.row(row + m) + first, a.bias ? y + bias : y, n);
+  }
+}
+
+template <int M, Dtype D>
+void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
+  const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
+  const float* x = a.x + row * a.x_stride;
+  Vec s0[M], s1[M];
+  for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
+  const int64_t pairs = a.weight.cols / 2;
+  constexpr int step = D == Dtype::f32 ? 128 : 64;  // bytes of two k
+  for (int64_t p = 0; p < pairs; ++p, w += step) {
+    if (M <= 4) __builtin_prefetch(w + kAhead);
+    Vec w0, w1;
+    if constexpr (D == Dtype::bf16) {
+      const Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(w));
+      w0 = even(pair);
+      w1 = odd(pair);
+    } else if constexpr (D == Dtype::f16) {
+      w0 = load_f16(reinterpret_cast<const uint16_t*>(w));
+      w1 = load_f16(reinterpret_cast<const uint16_t*>(w) + 16);
+    } else {
+      w0 = load(reinterpret_cast<const float*>(w));
+      w1 = load(reinterpret_cast<const float*>(w) + 16);
+    }
+    for (int m = 0; m < M; ++m) {
+      s0[m] = fma(w0, set1(x[m * a.x_stride + 2 * p]), s0[m]);
+      s1[m] = fma(w1, set1(x[m * a.x_stride + 2 * p + 1]), s1[m]);
+    }
+  }
+  if (a.weight.cols & 1) {
+    Vec w0;
+    if constexpr (D == Dtype::bf16) w0 = even(load_pairs(reinterpret_cast<const uint32_t*>(w)));
+    else if constexpr (D == Dtype::f16) w0 = load_f16(reinterpret_cast<const uint16_t*>(w));
+    else w0 = load(reinterpret_cast<const float*>(w));
+    for (int m = 0; m < M; ++m) s0[m] = fma(w0, set1(x[m * a.x_stride + a.weight.cols - 1]), s0[m]);
+  }
+  finish_rows<M>(a, row, tile, s0, s1);
+}
+
+#if OCTAVO_BF16_DOT
+// Two bf16 products a lane and instruction (vdpbf16ps), float32 sums.
+template <int M>
+void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
+  const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
+  const uint16_t* x = a.x_bf16 + row * a.x_stride;
+  Vec s0[M], s1[M];
+  for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
+  const int64_t pairs = (a.weight.cols + 1) / 2;
+  const auto pair_at = [&](int m, int64_t p) {
+    int32_t both;
+    std::memcpy(&both, x + m * a.x_stride + 2 * p, 4);
+    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+  };
+  int64_t p = 0;
+  for (; p + 1 < pairs; p += 2, w += 128) {
+    if (M <= 4) {
+      __builtin_prefetch(w + kAhead);
+      __builtin_prefetch(w + kAhead + 64);
+    }
+    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+    const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 64));
+    for (int m = 0; m < M; ++m) {
+      s0[m].v = _mm512_dpbf16_ps(s0[m].v, w0, pair_at(m, p));
+      s1[m].v = _mm512_dpbf16_ps(s1[m].v, w1, pair_at(m, p + 1));
+    }
+  }
+  if (p < pairs) {
+    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+    for (int m = 0; m < M; ++m) s0[m].v = _mm512_dpbf16_ps(s0[m].v, w0, pair_at(m, p));
+  }
+  finish_rows<M>(a, row, tile, s0, s1);
+}
+#endif
+
+template <int M>
+void linear_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+#if OCTAVO_BF16_DOT
+  if (a.x_bf16) return linear_tile_dot<M>(a, row, tile);
+#endif
+  switch (a.weight.dtype) {
+    case Dtype::bf16:
+      return linear_tile<M, Dtype::bf16>(a, row, tile);
+    case Dtype::f16:
+      return linear_tile<M, Dtype::f16>(a, row, tile);
+    case Dtype::f32:
+      return linear_tile<M, Dtype::f32>(a, row, tile);
+  }
+}
+
+template <int M>
+void linear_rest(const LinearArgs& a, int64_t row, int64_t tile, int64_t rest) {
+  if constexpr (M > 0) {
+    if (rest == M) return linear_rows<M>(a, row, tile);
+    linear_rest<M - 1>(a, row, tile, rest);
+  }
+}
+
+void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
+  for (int64_t row = 0; row < a.n; row += kRows) {
+    const int64_t rest = a.n - row;
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+      if (rest >= kRows) linear_rows<kRows>(a, row, tile);
+      else linear_rest<kRows - 1>(a, row, tile, rest);
+    }
+  }
+}
+
+void matrix_row(const PackedMatrix& w, int64_t row, float* out) {
+  const char* tile = static_cast<const char*>(w.data) + row / kTile * w.tile_bytes();
+  const int64_t lane = row % kTile;
+  switch (w.dtype) {
+    case Dtype::f32:
+      for (int64_t k = 0; k < w.cols; ++k) out[k] = reinterpret_cast<const float*>(tile)[k * kTile + lane];
+      return;
+    case Dtype::f16:
+      for (int64_t k = 0; k < w.cols; ++k) {
+        float lanes[16];
+        store(lanes, load_f16(reinterpret_cast<const uint16_t*>(tile) + k * kTile));
+        out[k] = lanes[lane];
+      }
+      return;
+    case Dtype::bf16:
+      for (int64_t k = 0; k < w.cols; ++k)
+        out[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(tile)[(k / 2 * kTile + lane) * 2 + k % 2]);
+      return;
+  }
+}
+
+float read(const float* p, int64_t n) {
+  Vec s[4] = {zero(), zero(), zero(), zero()};
+  for (int64_t i = 0; i < n; i += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p + i) + kAhead);
+    for (int j = 0; j < 4; ++j) s[j] = s[j] + load(p + i + 16 * j);
+  }
+  return sum((s[0] + s[1]) + (s[2] + s[3]));
+}
