@@ -11,8 +11,7 @@ namespace {
 constexpr const char* kNames[] = {"embedding",  "linear", "rms_norm",   "layer_norm", "add",       "mul",     "scale",
                                   "activation", "gated",  "rope_table", "rotate",     "attention", "softcap", "take"};
 
-constexpr int64_t kInline = 16384;  // floats below which handing out tasks costs more than it saves
-constexpr int kQueryTokens = 16;    // tokens of a prompt that one attention task takes
+constexpr int kQueryTokens = 16;  // tokens of a prompt that one attention task takes
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("octavo plan: " + what); }
 
@@ -272,16 +271,6 @@ std::vector<std::pair<std::string, double>> Plan::profile() const {
   return out;
 }
 
-// Calls f(begin, end) over row ranges; `cost` is the floats that a row touches.
-template <class F>
-void Plan::over_rows(int64_t rows, int64_t cost, F f) {
-  if (rows <= 0) return;
-  const int64_t total = rows * cost;
-  if (total <= kInline || rows == 1 || pool_->size() == 1) return f(int64_t{0}, rows);
-  const int64_t tasks = std::min<int64_t>({rows, total / (kInline / 2) + 1, int64_t{8} * pool_->size()});
-  pool_->run(static_cast<int>(tasks), [&](int task, int) { f(rows * task / tasks, rows * (task + 1) / tasks); });
-}
-
 void Plan::execute(const Node& n) {
   switch (n.kind) {
     case OpKind::embedding:
@@ -342,140 +331,6 @@ void Plan::linear(const Node& n) {
   const int64_t tasks = small ? 1 : most;
   pool_->run(static_cast<int>(tasks),
              [&](int task, int) { kernels_->linear(args, tiles * task / tasks, tiles * (task + 1) / tasks); });
-}
-
-void Plan::norm(const Node& n) {
-  const View x = view(n.in[0]), out = view(n.out);
-  const float* weight = n.weight ? n.weight->values() : nullptr;
-  const float* bias = n.bias ? n.bias->values() : nullptr;
-  over_rows(rows_of(n.out), x.width, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (n.kind == OpKind::rms_norm) kernels_->rms_norm(x.row(r), out.row(r), weight, n.b, n.a, n.i, x.width);
-      else kernels_->layer_norm(x.row(r), out.row(r), weight, bias, n.a, n.i, x.width);
-    }
-  });
-}
-
-void Plan::elementwise(const Node& n) {
-  const View x = view(n.in[0]), out = view(n.out);
-  const View y = n.in[1].slot >= 0 ? view(n.in[1]) : View{};
-  const auto kind = static_cast<Activation>(n.i);
-  const int64_t w = out.width;
-  over_rows(rows_of(n.out), w, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* a = x.row(r);
-      float* o = out.row(r);
-      switch (n.kind) {
-        case OpKind::add:
-          kernels_->add(a, y.row(r), o, w);
-          break;
-        case OpKind::mul:
-          kernels_->mul(a, y.row(r), o, w);
-          break;
-        case OpKind::scale:
-          kernels_->scale(a, n.a, o, w);
-          break;
-        case OpKind::activation:
-          kernels_->activation(a, o, kind, w);
-          break;
-        case OpKind::gated:
-          kernels_->gated(a, a + w, o, kind, w);
-          break;
-        case OpKind::softcap:
-          kernels_->softcap(a, o, n.a, w);
-          break;
-        default:
-          break;
-      }
-    }
-  });
-}
-
-void Plan::rope_table(const Node& n) {
-  const RopeSpec& rope = *n.rope;
-  const View out = view(n.out);
-  const int64_t half = out.width / 2;
-  over_rows(batch_.tokens, out.width * 32, [&](int64_t begin, int64_t end) {
-    std::vector<float> own;
-    int64_t own_length = -1;
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t length = batch_.rope_lens[t];
-      const bool beyond = rope.switch_tokens >= 0 && length > rope.switch_tokens;
-      const float* freq = rope.inv_freq.data();
-      if (beyond && !rope.long_inv_freq.empty()) {
-        freq = rope.long_inv_freq.data();
-      } else if (beyond && rope.dynamic_factor > 0) {
-        if (length != own_length) {
-          const double dim = static_cast<double>(out.width), f = rope.dynamic_factor;
-          const double grown = f * static_cast<double>(length) / static_cast<double>(rope.switch_tokens) - (f - 1);
-          const double base = rope.base * std::pow(grown, dim / (dim - 2));
-          own.resize(static_cast<size_t>(half));
-          for (int64_t i = 0; i < half; ++i)
-            own[static_cast<size_t>(i)] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / dim));
-          own_length = length;
-        }
-        freq = own.data();
-      }
-      const float magnitude = beyond ? rope.long_magnitude : rope.magnitude;
-      float* row = out.row(t);
-      for (int64_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(batch_.positions[t]) * freq[i];
-        row[i] = std::cos(angle) * magnitude;
-        row[half + i] = std::sin(angle) * magnitude;
-      }
-    }
-  });
-}
-
-void Plan::rotate(const Node& n) {
-  const View x = view(n.in[0]), table = view(n.in[1]), out = view(n.out);
-  const int heads = static_cast<int>(x.width / n.i);
-  over_rows(batch_.tokens, x.width, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      kernels_->rotate(x.row(r), out.row(r), table.row(r), static_cast<int>(table.width), static_cast<int>(n.i), heads,
-                       n.j != 0);
-  });
-}
-
-void Plan::attention(const Node& n) {
-  const Layer& layer = layers_[static_cast<size_t>(n.cache)];
-  const CacheView cache{layer.keys.as<void>(),
-                        layer.values.as<void>(),
-                        cache_dtype_,
-                        static_cast<int>(limits_.block_size),
-                        layer.spec.kv_heads,
-                        layer.spec.head_dim,
-                        (layer.spec.head_dim + 15) / 16 * 16};
-  const AttentionArgs args{cache,         view(n.in[0]), view(n.in[1]),
-                           view(n.in[2]), view(n.out),   static_cast<int>(n.i),
-                           n.a,           n.b,           static_cast<int>(n.j)};
-  const int64_t write_cost = int64_t{2} * cache.kv_heads * cache.head_dim * 4;
-  over_rows(batch_.tokens, write_cost, [&](int64_t begin, int64_t end) {
-    auto span = std::upper_bound(spans_.begin(), spans_.end(), begin,
-                                 [](int64_t t, const SequenceSpan& s) { return t < s.first_row; }) -
-                1;
-    for (int64_t t = begin; t < end; ++t) {
-      if (t >= span->first_row + span->rows) ++span;
-      kernels_->write_kv(args, *span, static_cast<int>(t) - span->first_row);
-    }
-  });
-  int64_t work = 0;
-  for (const SequenceSpan& s : spans_) work += int64_t{s.rows} * (s.first_pos + s.rows);
-  const int tasks = static_cast<int>(attend_tasks_.size()) * cache.kv_heads;
-  const auto one = [&](int task, int worker) {
-    const AttendTask& t = attend_tasks_[static_cast<size_t>(task / cache.kv_heads)];
-    kernels_->attend(args, spans_[static_cast<size_t>(t.sequence)], task % cache.kv_heads, t.row_begin, t.row_end,
-                     scratch_.data() + scratch_stride_ * static_cast<size_t>(worker));
-  };
-  if (work * args.heads * cache.head_dim < 2 * kInline)
-    for (int task = 0; task < tasks; ++task) one(task, 0);
-  else pool_->run(tasks, one);
-}
-
-void Plan::take(const Node& n) {
-  const View x = view(n.in[0]), out = view(n.out);
-  for (int64_t r = 0; r < batch_.rows; ++r)
-    std::memcpy(out.row(r), x.row(batch_.logit_rows[r]), static_cast<size_t>(out.width) * 4);
 }
 
 }  // namespace octavo

@@ -4,6 +4,7 @@
 // allocated and nothing is looked up by name while it runs.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
@@ -92,6 +93,8 @@ struct CacheSpec {
   int kv_heads, head_dim;
 };
 
+constexpr int64_t kInline = 16384;  // floats below which handing out tasks costs more than it saves
+
 class Plan {
  public:
   Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, bool bf16_activations, Dtype cache);
@@ -161,5 +164,15 @@ class Plan {
   bool profiling_ = false;
   std::vector<double> seconds_;
 };
+
+// Calls f(begin, end) over row ranges; `cost` is the floats that a row touches.
+template <class F>
+void Plan::over_rows(int64_t rows, int64_t cost, F f) {
+  if (rows <= 0) return;
+  const int64_t total = rows * cost;
+  if (total <= kInline || rows == 1 || pool_->size() == 1) return f(int64_t{0}, rows);
+  const int64_t tasks = std::min<int64_t>({rows, total / (kInline / 2) + 1, int64_t{8} * pool_->size()});
+  pool_->run(static_cast<int>(tasks), [&](int task, int) { f(rows * task / tasks, rows * (task + 1) / tasks); });
+}
 
 }  // namespace octavo
