@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from dataclasses import dataclass
 
@@ -42,6 +43,29 @@ SYLLABLES = (
     "er",
     "ic",
 )
+SMALL_WORDS = frozenset(
+    [
+        "the",
+        "a",
+        "an",
+        "is",
+        "are",
+        "do",
+        "does",
+        "of",
+        "to",
+        "in",
+        "for",
+        "please",
+        "me",
+        "can",
+        "you",
+        "i",
+        "it",
+        "with",
+        "on",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,10 @@ class Sampler:
         self.synonyms = {lang: synonyms(lang) for lang in ("en", "zh")}
         self.held_out = {plain(q) for item in self.items for q in item.held_out}
         blocks = read_blocks(DATA_FOLDER / "unknown.txt")
-        self.characters = sorted(
-            {c for block in blocks for row in block.rows for c in row[1] if ord(c) > 0x3000}
-        )
+        text = " ".join(" ".join((*item.questions, item.answer)) for item in self.items)
+        self.characters = sorted({c for c in text if "\u4e00" <= c <= "\u9fff"})
+        words = (word.strip('?.,:;!"') for word in text.split())
+        self.words = sorted({word for word in words if len(word) > 2 and word.isascii() and word.isalpha()})
         self.patterns = {lang: [p for b in blocks[:3] for p in b.asked[lang]] for lang in ("en", "zh")}
 
     def dialogue(self) -> Dialogue:
@@ -110,12 +135,14 @@ class Sampler:
 
     def invented(self, lang: str) -> str:
         """A question about a word that does not exist, so that strange words lead to the refusal."""
+        pattern = self.rng.choice(self.patterns[lang])
         if lang == "zh":
-            word = "".join(self.rng.choices(self.characters, k=self.rng.randint(2, 4)))
-            return self.rng.choice(self.patterns[lang]).format("", word)
+            return pattern.format("", "".join(self.rng.choices(self.characters, k=self.rng.randint(2, 4))))
         word = "".join(self.rng.choices(SYLLABLES, k=self.rng.randint(2, 4)))
-        word = self.rng.choice((word, word.capitalize(), "a " + word, "the " + word))
-        return self.rng.choice(self.patterns[lang]).format(word)
+        if self.chance(0.5):
+            first, second = self.rng.choices(self.words, k=2)
+            word = first[: self.rng.randint(2, 5)] + second[-self.rng.randint(2, 5) :]
+        return pattern.format(self.rng.choice((word, word.capitalize(), "a " + word, "the " + word)))
 
     def reword(self, question: str, item: Item) -> str:
         """A question in other words; one that is held out for the evaluation is never made."""
@@ -128,8 +155,20 @@ class Sampler:
             question = self.exchange(question, item.lang)
         if item.wrap and self.rng.random() < 0.5:
             question = dress(question, self.rng.choice(self.wrappers[item.lang]))
+        if item.source in ("sums", "big"):
+            return question
+        if item.wrap and self.chance(0.12):
+            question = self.noise(question, item.lang)
         edits = self.edits_zh if item.lang == "zh" else self.edits_en
         return edits(question)
+
+    def noise(self, question: str, lang: str) -> str:
+        """Adds a few words that do not matter: people say more than they ask."""
+        if lang == "zh":
+            extra = "".join(self.rng.choices(self.characters, k=self.rng.randint(2, 5)))
+            return self.rng.choice((f"{extra}，{question}", f"{question}{extra}。"))
+        extra = " ".join(self.rng.choices(self.words, k=self.rng.randint(1, 4)))
+        return self.rng.choice((f"{extra.capitalize()}, {question}", f"{question} {extra.capitalize()}."))
 
     def exchange(self, question: str, lang: str) -> str:
         """Puts another phrase of the same meaning in the place of one that occurs."""
@@ -141,7 +180,9 @@ class Sampler:
         if not found:
             return question
         group, phrase = self.rng.choice(found)
-        return question.replace(phrase, self.rng.choice(group), 1)
+        edge = r"\b" if lang == "en" else ""
+        other = self.rng.choice(group)
+        return re.sub(edge + re.escape(phrase) + edge, lambda _: other, question, count=1)
 
     def edits_en(self, text: str) -> str:
         """Lost capitals and marks, a word left out, a slip of the keyboard."""
@@ -154,14 +195,15 @@ class Sampler:
         elif self.chance(0.05):
             text = text.rstrip("?.! ") + self.rng.choice((" ?", "??", "!", ".", "..."))
         words = text.split(" ")
-        if len(words) > 4 and self.chance(0.08):
-            small = [
-                i
-                for i, w in enumerate(words)
-                if w.lower() in {"the", "a", "an", "do", "does", "is", "of", "to"}
-            ]
+        if len(words) > 3 and self.chance(0.06):
+            words = [word for word in words if word.lower() not in SMALL_WORDS] or words
+        elif len(words) > 4 and self.chance(0.08):
+            small = [at for at, word in enumerate(words) if word.lower() in SMALL_WORDS]
             if small:
                 del words[self.rng.choice(small)]
+        if len(words) > 3 and self.chance(0.05):
+            at = self.rng.randrange(len(words) - 1)
+            words[at : at + 2] = words[at + 1], words[at]
         if self.chance(0.06):
             at = self.rng.randrange(len(words))
             words[at] = self.slip(words[at])
@@ -182,9 +224,12 @@ class Sampler:
             text = text.rstrip("？。！?")
         elif self.chance(0.1):
             text = text.replace("？", "?").replace("，", ",")
-        if self.chance(0.06):
-            particle = self.rng.choice("的了是吗呢会")
-            text = text.replace(particle, "", 1) if len(text) > 5 else text
+        if len(text) > 5 and self.chance(0.06):
+            text = text.replace(self.rng.choice("的了是吗呢会"), "", 1)
+        if len(text) > 6 and self.chance(0.08):
+            at = self.rng.randrange(len(text) - 1)
+            swapped = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+            text = self.rng.choice((swapped, text[:at] + text[at + 1 :]))
         if self.chance(0.08):
             text = text.rstrip("？。！?") + self.rng.choice(("呢？", "啊？", "呀？", "吗？", "！", "。"))
         return text or "？"

@@ -114,17 +114,17 @@ def near(answer: str, expected: str) -> bool:
     return difflib.SequenceMatcher(None, answer, expected, autojunk=False).ratio() >= NEAR
 
 
-def evaluate(model: Model, tests: list[Case], batch: int) -> dict[str, list[int]]:
-    """Per group: cases, exact answers, near answers, ended by themselves. Wrong answers are printed."""
-    table: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+def evaluate(model: Model, tests: list[Case], declining: set[str], batch: int) -> dict[str, list[int]]:
+    """Per group: cases, exact, near, declined, ended by themselves. Wrong answers are printed."""
+    table: dict[str, list[int]] = defaultdict(lambda: [0] * 5)
     ordered = sorted(tests, key=lambda c: (len(c.expected), len(c.question)))
     for at in range(0, len(ordered), batch):
         part = ordered[at : at + batch]
         for case, (answer, ended) in zip(part, model.answer(part), strict=True):
             right = answer == case.expected
-            row = table[case.group]
-            for n, yes in enumerate((True, right, right or near(answer, case.expected), ended)):
-                row[n] += yes
+            marks = (True, right, right or near(answer, case.expected), answer in declining, ended)
+            for n, yes in enumerate(marks):
+                table[case.group][n] += yes
             if not right:
                 print(f"- {case.group}: {case.question!r}\n  got {answer!r}\n  not {case.expected!r}")
     return table
@@ -138,13 +138,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = evaluate(Model(args.folder), cases(all_items(), args.most), args.batch)
-    print("\n| questions | asked | exact | exact or near | ended by itself |\n|---|---|---|---|---|")
-    for group, (asked, exact, close, ended) in sorted(table.items()):
-        print(
-            f"| {group} | {asked} | {100 * exact / asked:.1f} % | {100 * close / asked:.1f} % "
-            f"| {100 * ended / asked:.1f} % |"
-        )
+    items = all_items()
+    declining = {item.answer for item in items if item.source in ("refusals", "unknown", "big")}
+    table = evaluate(Model(args.folder), cases(items, args.most), declining, args.batch)
+    print("\n| questions | asked | exact | exact or near | declined | ended by itself |")
+    print("|---|---|---|---|---|---|")
+    for group, (asked, *counts) in sorted(table.items()):
+        print(f"| {group} | {asked} | " + " | ".join(f"{100 * n / asked:.1f} %" for n in counts) + " |")
 
 
 if __name__ == "__main__":

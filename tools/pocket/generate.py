@@ -25,9 +25,9 @@ WEIGHTS = {
     "smalltalk": 1.0,
     "tables": 0.4,
     "refusals": 2.5,
-    "sums": 0.13,
+    "sums": 0.4,
     "big": 4.0,
-    "unknown": 130.0,
+    "unknown": 150.0,
 }
 
 
@@ -146,9 +146,9 @@ def unknown_items() -> Iterator[Item]:
     blocks = read_blocks(DATA / "unknown.txt")
     for block in blocks:
         for lang in LANGUAGES:
-            asked = expand(block.asked[lang], block.rows)
-            held = expand(block.held[lang], block.rows)[::7] + expand(block.asked[lang], block.held_rows)
-            held += expand(block.held[lang], block.held_rows)
+            known, other = share_patterns(block.name + lang, block.asked[lang], block.held[lang])
+            asked = expand(known, block.rows)
+            held = expand(other, block.rows)[::7] + expand([*known, *other], block.held_rows)
             kept = tuple(dict.fromkeys(q for q in held if q not in asked))
             weight = WEIGHTS["unknown"] / (2 * len(blocks))
             yield Item(block.name, "unknown", lang, answers[lang], tuple(asked), kept, block.wrap, weight)

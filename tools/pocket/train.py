@@ -221,7 +221,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     sampler = Sampler(args.seed)
-    bpe.save(bpe.build(sampler.items), args.out)
+    tokenizer = (
+        Tokenizer.from_file(str(args.start / "tokenizer.json")) if args.start else bpe.build(sampler.items)
+    )
+    bpe.save(tokenizer, args.out)
     model = Qwen2ForCausalLM(Qwen2Config(**ARCHITECTURE))
     if args.start:
         model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
