@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,11 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     """Load the model and make its engine. Raises OctavoError: one sentence with the numbers and the fix."""
     started = time.perf_counter()
     plan = _decide(config)
-    preparer = _preparer(config, plan, served_names)
-    model = _bind(config, plan)
+    with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
+        # A large vocabulary takes as long as small weights, and neither holds the interpreter's lock.
+        text_side = beside.submit(_preparer, config, plan, served_names)
+        model = _bind(config, plan, lambda: text_side.result() if text_side.done() else None)
+        preparer = text_side.result()
     model.allocate_cache(plan.cache.blocks)
     _warm_up(model)
     sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
@@ -262,13 +265,18 @@ def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget) -> int
     return wanted
 
 
-def _bind(config: EngineConfig, plan: _Plan) -> Runnable:
+def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Runnable:
+    """Read the weights; `check` is called between tensors and raises when going on is no use."""
     threads = config.threads or machine.cpu_count()
-    tensors = partial(load, plan.decoder, plan.checkpoint, plan.dtype)
     with _Progress(plan.checkpoint, quiet=config.quiet) as on_bytes:
+
+        def progress(read_bytes: int) -> None:
+            check()
+            on_bytes(read_bytes)
+
         model = bind(
             plan.decoder,
-            tensors(on_bytes=on_bytes),
+            load(plan.decoder, plan.checkpoint, plan.dtype, on_bytes=progress),
             plan.precision,
             plan.limits,
             config.backend,
