@@ -23,6 +23,7 @@ from octavo.config import machine
 from octavo.config.arch import Arch, read_arch
 from octavo.config.engine import EngineConfig
 from octavo.config.environment import clamp_kv_cache_space, read_environment
+from octavo.config.families import FAMILY_CONFIGS
 from octavo.config.generation import load_generation_config, token_ids
 from octavo.engine.client import ThreadClient
 from octavo.engine.core import Engine
@@ -30,6 +31,7 @@ from octavo.engine.settings import EngineSettings
 from octavo.engine.stats import StatsLine
 from octavo.errors import CheckpointError, ConfigError, OutOfMemory
 from octavo.layers.decoder import Decoder
+from octavo.layers.rope import RopeParams
 from octavo.log import logger
 from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
 from octavo.parallel.inline import InlineExecutor
@@ -71,6 +73,8 @@ _STEP_TARGET_S = 0.25
 _LOGIT_ROWS = 64
 _SCALED_CONTEXT = ("linear", "dynamic", "yarn")
 """Rope types whose factor stretches the context that config.json states; the others state it stretched."""
+_LONGEST_CONTEXT = 1 << 28
+"""Positions beyond this are damage: see config.arch."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +237,19 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def context_limit(arch: Arch) -> int:
-    """The longest context that config.json allows, rope scaling counted as vLLM counts it."""
+    """The longest context that config.json allows, rope scaling counted as vLLM counts it.
+
+    Raises CheckpointError for a factor or length that is no positive number.
+    """
     limit = arch.max_positions
-    for values in arch.rope_by_type.values():
-        kind = values.get("rope_type") or values.get("type")
-        if kind in _SCALED_CONTEXT:
-            original = values.get("original_max_position_embeddings") if kind == "yarn" else None
-            limit = max(limit, int((original or arch.max_positions) * float(values.get("factor") or 1.0)))
+    if FAMILY_CONFIGS[arch.architecture].stretched_positions:
+        return limit
+    for kind in set(arch.layer_types) & set(arch.rope_by_type):
+        params = RopeParams(arch.rope_by_type[kind], arch.head_dim, arch.max_positions, None)
+        if params.kind in _SCALED_CONTEXT:
+            original = params.original if params.kind == "yarn" else arch.max_positions
+            # A factor out of all measure makes an infinity: compare before it becomes an int.
+            limit = max(limit, int(min(original * (params.optional("factor") or 1.0), _LONGEST_CONTEXT)))
     return limit
 
 

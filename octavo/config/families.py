@@ -28,6 +28,8 @@ class FamilyConfig:
     rope: bool = True
     local_theta: float | None = None
     """The rope base of window layers, when it is another than that of the others."""
+    stretched_positions: bool = False
+    """`max_position_embeddings` is the length after rope scaling, whatever the rope type."""
     wrapped: bool = False
     """The text model's configuration stands in `text_config`."""
 
@@ -261,10 +263,21 @@ FAMILY_CONFIGS: dict[str, FamilyConfig] = {
     "MistralForCausalLM": FamilyConfig("mistral", _MISTRAL, layers="window", typed_layers=False),
     "Gemma2ForCausalLM": FamilyConfig("gemma2", _GEMMA2, _GEMMA_SPELLING, layers="pattern"),
     "Gemma3ForCausalLM": FamilyConfig(
-        "gemma3_text", _GEMMA3, _GEMMA_SPELLING, layers="pattern", local_theta=10000.0
+        "gemma3_text",
+        _GEMMA3,
+        _GEMMA_SPELLING,
+        layers="pattern",
+        local_theta=10000.0,
+        stretched_positions=True,
     ),
     "Gemma3ForConditionalGeneration": FamilyConfig(
-        "gemma3", _GEMMA3, _GEMMA_SPELLING, layers="pattern", local_theta=10000.0, wrapped=True
+        "gemma3",
+        _GEMMA3,
+        _GEMMA_SPELLING,
+        layers="pattern",
+        local_theta=10000.0,
+        stretched_positions=True,
+        wrapped=True,
     ),
     "Phi3ForCausalLM": FamilyConfig("phi3", _PHI3, layers="window", typed_layers=False),
     "GemmaForCausalLM": FamilyConfig("gemma", _GEMMA, typed_layers=False),

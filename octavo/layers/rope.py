@@ -34,9 +34,10 @@ class RopeParams:
         self.max_positions = max_positions
         self.base = self.number("rope_theta", 10000.0)
         self.dim = int(head_dim * self.number("partial_rotary_factor", 1.0))
-        if not 0 < self.dim <= head_dim:
+        if not 0 < self.dim <= head_dim or self.dim % 2:
             raise CheckpointError(
-                f"config.json: rotary dimension {self.dim} does not fit head_dim {head_dim}."
+                f"config.json: rotary dimension {self.dim} does not fit head_dim {head_dim}: it must be "
+                "even and no larger."
             )
         self.original = original or self.integer("original_max_position_embeddings", max_positions)
 

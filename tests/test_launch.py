@@ -1,0 +1,95 @@
+"""What is decided before a weight is read: the context that config.json allows, and what no model can be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("octavo._native", reason="the extension is not built")
+
+from octavo.config.arch import read_arch
+from octavo.config.engine import EngineConfig
+from octavo.errors import CheckpointError, OctavoError
+from octavo.launch import build, context_limit
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def limit(architecture: str, **fields: Any) -> int:
+    return context_limit(read_arch({**TINY, "architectures": [architecture], **fields}))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tokens"),
+    [
+        (None, 128),
+        ({"type": "linear", "factor": 4.0}, 512),
+        ({"rope_type": "dynamic", "factor": 2}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 128),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            128,
+        ),
+        ({"rope_type": "dynamic", "factor": 1e308}, 1 << 28),
+    ],
+)
+def test_the_context_counts_rope_scaling_as_vllm_does(scaling: dict[str, Any] | None, tokens: int) -> None:
+    assert limit("LlamaForCausalLM", rope_scaling=scaling) == tokens
+
+
+def test_gemma_3_states_its_context_after_scaling() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    assert limit("Gemma3ForCausalLM", rope_scaling=scaling, sliding_window=16) == 128
+
+
+@pytest.mark.parametrize("factor", ["4", -1, 0, True, [2]])
+def test_a_bad_factor_is_named(factor: Any) -> None:
+    with pytest.raises(CheckpointError, match="factor"):
+        limit("LlamaForCausalLM", rope_scaling={"rope_type": "dynamic", "factor": factor})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"head_dim": 7}, "rotary dimension 7"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 1e308}}, ""),
+        ({"head_dim": 4096, "num_attention_heads": 4096, "hidden_size": 1 << 18}, "memory"),
+    ],
+)
+def test_odd_configs_start_or_say_why(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    config = {**TINY, "architectures": ["LlamaForCausalLM"], **fields}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = EngineConfig(
+        model=str(tmp_path),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        kv_cache_memory_bytes=1 << 20,
+        max_num_seqs=2,
+        quiet=True,
+    )
+    if not words:
+        build(asked)
+        return
+    with pytest.raises(OctavoError, match=words) as caught:
+        build(asked)
+    assert "\n" not in str(caught.value)
