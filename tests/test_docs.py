@@ -1,4 +1,4 @@
-"""The pages: generated parts are what the package says today, and links lead somewhere."""
+"""The pages: generated parts are what the package says today, links lead somewhere, quotations are true."""
 
 from __future__ import annotations
 
@@ -60,3 +60,19 @@ def test_links_that_lead_nowhere_are_named(docs: ModuleType, tmp_path: Path) -> 
 
 def test_a_table_escapes_bars(docs: ModuleType) -> None:
     assert docs.table(("a",), [("0-7|8-15",)]).endswith("| 0-7\\|8-15 |\n")
+
+
+def test_files_that_are_gone_are_named(docs: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`octavo/here.py`, `octavo/gone.py`, `csrc/`")
+    (tmp_path / "octavo").mkdir()
+    (tmp_path / "octavo" / "here.py").touch()
+    assert list(docs.missing_files(page, tmp_path)) == ["page.md: octavo/gone.py: no such file"]
+
+
+def test_old_quotations_are_named(docs: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx = f(\n    1)\n```\n\n```cpp\nint y;\n```\n\n```\nany text\n```\n")
+    (tmp_path / "octavo").mkdir()
+    (tmp_path / "octavo" / "a.py").write_text("def g():\n    x = f( 1)\n")
+    assert list(docs.misquoted(page, tmp_path)) == ["page.md: int y;: not in the source as it is quoted"]

@@ -1,7 +1,10 @@
 """The documentation's generated parts and its links.
 
     python tools/docs.py            writes the generated parts
-    python tools/docs.py --check    exit code 1 when a part is out of date or a link leads nowhere
+    python tools/docs.py --check    exit code 1 when a part is out of date
+
+Either way the links are followed, the files that docs/ names are looked for, and the code that
+docs/adding-an-op.md quotes must stand in the source; exit code 1 when something is wrong.
 
 A page holds a part between two comments, `<!-- generated: NAME -->` and `<!-- /generated -->`; PARTS says how
 each is made from the package itself. Needs the base install and no network.
@@ -23,6 +26,11 @@ _OPENED = re.compile(r"^<!-- generated: .*? -->$", re.MULTILINE)
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<!\\)\[[^\]]*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
 _REFERENCE = re.compile(r"^\[[^\]]+\]:\s+(\S+)", re.MULTILINE)
+_FILE = re.compile(r"`((?:octavo|csrc|tests|tools|benchmarks|docs)/[\w./-]+)`")
+_QUOTE = re.compile(r"^```(?:python|cpp)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_SOURCES = (".py", ".cpp", ".h", ".inl")
+QUOTING = "docs/adding-an-op.md"
+"""The page whose code blocks are quotations."""
 _HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*$", re.MULTILINE)
 
 
@@ -198,8 +206,29 @@ def broken_links(page: Path, root: Path = ROOT) -> Iterator[str]:
             yield f"{name}: {target}: no such heading"
 
 
+def missing_files(page: Path, root: Path = ROOT) -> Iterator[str]:
+    """`page: file: ...` for every file or folder of the repository that is named and not there."""
+    for name in _FILE.findall(page.read_text(encoding="utf-8")):
+        if not (root / name).exists():
+            yield f"{page.relative_to(root)}: {name}: no such file"
+
+
+def misquoted(page: Path, root: Path = ROOT) -> Iterator[str]:
+    """`page: first line: ...` for every block of code that the sources do not hold, white space aside."""
+    folders = [root / folder for folder in ("octavo", "csrc", "tests")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in _SOURCES]
+    source = _plain("\n".join(path.read_text(encoding="utf-8") for path in files))
+    for block in _QUOTE.findall(page.read_text(encoding="utf-8")):
+        if _plain(block) not in source:
+            yield f"{page.relative_to(root)}: {block.splitlines()[0]}: not in the source as it is quoted"
+
+
+def _plain(code: str) -> str:
+    return " ".join(code.split())
+
+
 def main(words: list[str]) -> int:
-    """Write, or with --check only compare; the links are checked either way. 1 when something is wrong."""
+    """Write, or with --check only compare; the rest is checked either way. 1 when something is wrong."""
     if words not in ([], ["--check"]):
         print("usage: python tools/docs.py [--check]", file=sys.stderr)
         return 2
@@ -217,7 +246,9 @@ def main(words: list[str]) -> int:
             page.write_text(made, encoding="utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
     wrong += [line for page in pages() for line in broken_links(page)]
-    print("\n".join(wrong) or "Pages and links are in order.", file=sys.stderr if wrong else sys.stdout)
+    wrong += [line for page in sorted((ROOT / "docs").glob("*.md")) for line in missing_files(page)]
+    wrong += misquoted(ROOT / QUOTING)
+    print("\n".join(wrong) or "The pages are in order.", file=sys.stderr if wrong else sys.stdout)
     return 1 if wrong else 0
 
 
