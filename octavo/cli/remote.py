@@ -98,7 +98,7 @@ class Remote:
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(
-                f"No server answers at {self.url} ({error}).",
+                f"No server answers at {self.url} ({_why(error)}).",
                 hint="Start one with octavo serve, or leave --url out to run the model here.",
             ) from None
         if response.status >= 400:
@@ -115,6 +115,13 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         raise UsageError(str(bad_value("--url", url, "one like http://localhost:8000/v1"))) from None
     return parts if parts.path.strip("/") else parts._replace(path="/v1")
+
+
+def _why(error: BaseException) -> str:
+    """What the system says about a connection that failed, without numbers that mean nothing to a person."""
+    if isinstance(error, ssl.SSLError):
+        return f"no TLS there: {error.reason or error}"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def _refusal(response: http.client.HTTPResponse, url: str) -> str:

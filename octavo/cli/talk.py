@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from octavo.cli.common import read_words, wants_help
 from octavo.cli.talk_flags import DEFAULT_URL, TALK
 from octavo.config.flag_rules import Settings
-from octavo.errors import OctavoError
+from octavo.errors import ConfigError, OctavoError
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -72,7 +72,7 @@ def main(command: str, words: Sequence[str]) -> int:
     if command == "complete":
         sampling.setdefault("max_tokens", _COMPLETION_TOKENS)
     talk = Talk(command == "chat", sampling, settings.cli.get("system_prompt"))
-    model = _model(settings)
+    model = _model(settings, command == "chat")
     quick = settings.cli.get("quick")
     if quick is not None:
         talk.answer(model, quick)
@@ -80,7 +80,7 @@ def main(command: str, words: Sequence[str]) -> int:
     return talk.converse(model)
 
 
-def _model(settings: Settings) -> Model:
+def _model(settings: Settings, chat: bool) -> Model:
     url, wanted = settings.cli.get("url"), settings.engine.get("model")
     if url is not None or wanted is None:
         from octavo.cli.remote import Remote, running_here
@@ -97,7 +97,13 @@ def _model(settings: Settings) -> Model:
     from octavo.llm import LLM
 
     settings.engine.setdefault("disable_log_stats", True)
-    return Local(LLM.from_config(engine_config(settings)))
+    llm = LLM.from_config(engine_config(settings))
+    if chat and llm.get_tokenizer().chat_template is None:
+        raise ConfigError(
+            f"{wanted} has no chat template (it may be a base model).",
+            hint="Use octavo complete, or give one with --chat-template FILE.",
+        )
+    return Local(llm)
 
 
 class Talk:

@@ -20,7 +20,7 @@ _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 EXPECTED = {
     "bool": "true or false",
-    "int": "a whole number (32k is 32000, 32K is 32768)",
+    "int": "a whole number",
     "length": "a whole number of tokens (32k is 32000, 32K is 32768) or auto",
     "float": "a number",
     "str": "a text",

@@ -65,9 +65,8 @@ class Table:
 
     def unknown(self, spelling: str) -> ConfigError:
         """The error for a flag that does not exist, with the nearest one that does."""
-        return ConfigError(
-            f"Unknown flag {spelling}.", hint=nearest(spelling, self.flags, "--"), param=spelling
-        )
+        hint = nearest(spelling, self.flags, "--") or "--help=all lists every flag."
+        return ConfigError(f"Unknown flag {spelling}.", hint=hint, param=spelling)
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:

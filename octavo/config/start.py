@@ -16,6 +16,7 @@ from octavo.config.environment import (
 )
 from octavo.config.flag_rules import Settings
 from octavo.config.flags import POCKET_NOTICE
+from octavo.config.model_path import check_model_path
 from octavo.log import logger
 
 log = logger(__name__)
@@ -25,13 +26,15 @@ def engine_config(settings: Settings, environ: Mapping[str, str] | None = None) 
     """The configuration that `settings` and the environment ask for; flags win over variables.
 
     Writes the notices to stderr, one line each, and a line when the bundled model stands in; binds this
-    process to cores when the environment says so. Raises ConfigError for a variable that cannot be read.
+    process to cores when the environment says so. Raises ConfigError for a variable that cannot be read and
+    CheckpointError for a path that is no model folder.
     """
     for line in settings.notices:
         sys.stderr.write(line + "\n")
     fields = dict(settings.engine)
     if fields.get("model"):
         fields["model"] = os.path.expanduser(str(fields["model"]))
+        check_model_path(fields["model"], dummy=fields.get("load_format") == "dummy")
     else:
         fields.pop("model", None)
         sys.stderr.write(POCKET_NOTICE + "\n")

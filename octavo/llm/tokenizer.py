@@ -28,6 +28,12 @@ class TokenizerView:
         self.pad_token_id, self.unk_token_id = self.inner.pad_id, self.inner.unk_id
         self.all_special_ids = sorted(self.inner.special_ids)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template's text; None for a model that has none."""
+        template = self._preparer.template
+        return None if template is None else template.source
+
     def __len__(self) -> int:
         return self.vocab_size
 

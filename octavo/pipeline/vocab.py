@@ -68,16 +68,32 @@ class Codec(Protocol):
         """Special tokens by name (``bos_token``...) as far as the vocabulary itself knows them."""
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def unreadable(path: Path, what: str) -> CheckpointError:
+    """The error for a small file that `what` is wrong with; a git-lfs pointer is named as the cause."""
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        pointer = False
+    if pointer:
+        return CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself.",
+            hint="Run `git lfs install && git lfs pull` in that folder, or download the model again.",
+        )
+    return CheckpointError(f"{path} {what}.", hint="Download the file again.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} when there is no such file. Raises CheckpointError for broken JSON."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not readable JSON: {error}.", hint="Download the file again."
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, f"is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
     return value
@@ -191,7 +207,7 @@ class HuggingFaceCodec:
         try:
             return HuggingFaceCodec(Backend.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}.") from None
+            raise unreadable(path, f"cannot be read as a tokenizer: {str(error)[:300]}") from None
 
     @staticmethod
     def from_vocab(vocab: Path, merges: Path, add_prefix_space: bool) -> HuggingFaceCodec:
@@ -274,7 +290,7 @@ class SentencePieceCodec:
             self._model.Load(str(path))
             self._inner.LoadFromSerializedProto(self._model.serialized_model_proto() + _NO_DUMMY_PREFIX)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path} cannot be read as a SentencePiece model: {error}.") from None
+            raise unreadable(path, f"cannot be read as a SentencePiece model: {error}") from None
         self._legacy = legacy
         count = self._model.GetPieceSize()
         self._pieces: list[str] = [self._model.IdToPiece(i) for i in range(count)]

@@ -58,13 +58,20 @@ def serve(
     if settings.uds is None and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
     warn_exposed(settings)
+    runner = _Runner(service_factory, settings, listener, announce)
     try:
-        return asyncio.run(_Runner(service_factory, settings, listener, announce).run())
+        code = asyncio.run(runner.run())
     finally:
         listener.close()
         if settings.uds is not None:
             with contextlib.suppress(OSError):
                 os.unlink(settings.uds)
+    if runner.loading:
+        # The interpreter's own end would cut the thread off inside native code, which aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -155,6 +162,12 @@ class _Runner:
         self._announce = announce
         self._state = State(settings)
         self._server = _Uvicorn(_uvicorn_config(settings, make_app(self._state)))
+        self._loader: threading.Thread | None = None
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is still being loaded, which goes on after a signal."""
+        return self._loader is not None and self._loader.is_alive()
 
     async def run(self) -> int:
         """Everything; 0 after an orderly end."""
@@ -221,7 +234,8 @@ class _Runner:
                 loop.call_soon_threadsafe(settle, service, failed)
 
         # A daemon: a signal during a long load must not wait for it.
-        threading.Thread(target=work, name="octavo-load", daemon=True).start()
+        self._loader = threading.Thread(target=work, name="octavo-load", daemon=True)
+        self._loader.start()
         stopped = asyncio.ensure_future(self._stop.wait())
         first: set[asyncio.Future[Any]] = {loaded, stopped, serving}
         try:

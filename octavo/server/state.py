@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import PurePath
+
 from octavo.errors import NotFound, Unavailable
 from octavo.server.hub import Hub, Vocabulary
 from octavo.server.metrics import Metrics
@@ -66,13 +69,44 @@ class State:
         return self.settings.served_names or self._service.info.names
 
     def check_model(self, asked: str | None) -> str:
-        """The name to report for a request that asked for `asked`. Raises NotFound with the valid names."""
+        """The name to report, always the first one, for a request that asked for `asked`.
+
+        A model that has no other name than what it was loaded from answers to every way of writing that.
+        Raises NotFound with the valid names.
+        """
         names = self.names
         if not asked or asked in names:
-            return asked or names[0]
+            return names[0]
+        if self._service is not None and not self.settings.served_names:
+            root = self._service.info.root
+            if names == (root,) and same_model(asked, root):
+                return names[0]
         shown = asked if len(asked) <= 200 else asked[:197] + "..."
         raise NotFound(
             f"The model {shown!r} does not exist.",
             hint=f"This server has: {', '.join(names)}.",
             param="model",
         )
+
+
+def same_model(asked: str, root: str) -> bool:
+    """Whether `asked` is another way to write `root`, the path or hub id that a model was loaded from.
+
+    That is the same path, absolute or with ``~``; its last parts (``Qwen2-0.5B``, ``Qwen/Qwen2-0.5B``); or
+    the id that a hub's cache folder stands for (Hugging Face: ``models--Qwen--Qwen2-0.5B/snapshots/...``,
+    ModelScope: ``___`` for ``.``).
+    """
+    if "\0" in asked:
+        return False
+    parts = PurePath(_absolute(root)).parts
+    if parts == PurePath(_absolute(asked)).parts:
+        return True
+    if len(parts) > 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        parts = tuple(parts[-3].removeprefix("models--").split("--"))
+    parts = tuple(part.replace("___", ".") for part in parts)
+    wanted = tuple(part.replace("___", ".") for part in PurePath(asked).parts)
+    return bool(wanted) and parts[-len(wanted) :] == wanted
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

@@ -29,7 +29,9 @@ def routes(state: State) -> list[Route]:
         return reply(ModelList(data=[card(name) for name in state.names]))
 
     async def model(request: Request) -> Response:
-        return reply(card(state.check_model(request.path_params["name"])))
+        asked: str = request.path_params["name"]
+        first = state.check_model(asked)
+        return reply(card(asked if asked in state.names else first))
 
     return [
         Route("/v1/models", models, methods=["GET"]),

@@ -1,0 +1,97 @@
+"""A look at the path named as the model, before any work: what is no model folder is told apart by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from octavo.errors import CheckpointError
+
+_GGUF = b"GGUF"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_MOST_ENTRIES = 1000
+"""Of a folder that is looked through; a home folder named by mistake may hold many more."""
+_WANTED = "Name the folder of a Hugging Face checkpoint (config.json and *.safetensors)."
+
+
+def check_model_path(name: str, *, dummy: bool = False) -> None:
+    """Raise CheckpointError when `name` is a path here that holds something else than a checkpoint.
+
+    Nothing happens for a hub id, or for a folder with config.json and weights: what those hold is the
+    loader's matter. `dummy`: weights are made up, so none are needed.
+    """
+    path = Path(name)
+    try:
+        if path.is_file():
+            raise _file(path)
+        if path.is_dir():
+            _check_folder(path, dummy)
+    except (OSError, ValueError):
+        return
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins with GGUF's four bytes, whatever it is called."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_GGUF)) == _GGUF
+    except OSError:
+        return False
+
+
+def _gguf(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what}, and this version of Octavo does not read GGUF yet.",
+        hint="Give the same model's Hugging Face folder or hub id (config.json and *.safetensors).",
+    )
+
+
+def _file(path: Path) -> CheckpointError:
+    if is_gguf(path):
+        return _gguf(f"{path} is a GGUF file")
+    if (path.parent / "config.json").is_file():
+        return CheckpointError(f"{path} is a file of a model.", hint=f"Name its folder: {path.parent}")
+    return CheckpointError(f"{path} is a file, and no model that Octavo knows.", hint=_WANTED)
+
+
+def _check_folder(path: Path, dummy: bool) -> None:
+    entries = sorted(islice(path.iterdir(), _MOST_ENTRIES))
+    names = [entry.name for entry in entries]
+    configured = "config.json" in names
+    if configured and (dummy or any(name.endswith(_WEIGHTS) for name in names)):
+        return
+    if found := next((entry for entry in entries if _may_be_gguf(entry) and is_gguf(entry)), None):
+        raise _gguf(f"{path} holds a GGUF file ({found.name})")
+    if configured:
+        return
+    if "adapter_config.json" in names:
+        raise _adapter(path)
+    if inside := next(_models_inside(path), None):
+        raise CheckpointError(f"There is no config.json in {path} itself.", hint=f"Did you mean {inside}?")
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    raise CheckpointError(f"There is no config.json in {path} (found {shown or 'nothing'}).", hint=_WANTED)
+
+
+def _may_be_gguf(entry: Path) -> bool:
+    """Files with another format's suffix need not be opened."""
+    return not entry.name.endswith((*_WEIGHTS, ".json", ".txt", ".md", ".py")) and entry.is_file()
+
+
+def _adapter(path: Path) -> CheckpointError:
+    try:
+        base = str(json.loads((path / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        base = ""
+    made_for = f" made for {base[:200]}" if base else ""
+    return CheckpointError(
+        f"{path} holds a LoRA adapter{made_for}, not a whole model.",
+        hint="This version of Octavo does not apply adapters; name the base model, or merge the adapter.",
+    )
+
+
+def _models_inside(path: Path) -> Iterator[Path]:
+    """Folders below that are model folders: ``x/``, or ``snapshots/REVISION/`` in a cache of the hub."""
+    for pattern in ("*/config.json", "snapshots/*/config.json"):
+        yield from (found.parent for found in sorted(islice(path.glob(pattern), _MOST_ENTRIES)))
