@@ -6,6 +6,7 @@ import importlib
 import shutil
 import sys
 import textwrap
+from typing import Any
 
 from octavo.bench import flags
 from octavo.bench.options import read_words
@@ -14,7 +15,7 @@ from octavo.config.flag_values import METAVAR
 from octavo.config.flags import nearest
 from octavo.errors import ConfigError
 
-OK, USAGE = 0, 2
+OK, FAILED, USAGE = 0, 1, 2
 _COLUMN = 34
 
 COMMANDS: dict[str, tuple[str, str, tuple[Flag, ...]]] = {
@@ -24,13 +25,21 @@ COMMANDS: dict[str, tuple[str, str, tuple[Flag, ...]]] = {
         flags.LATENCY,
     ),
     "throughput": ("octavo.bench.throughput", "Many requests at once: tokens per second.", flags.THROUGHPUT),
+    "kernels": (
+        "octavo.bench.kernels",
+        "Each kernel alone, beside the limits of the machine.",
+        flags.KERNELS,
+    ),
+    "quality": ("octavo.bench.quality", "Perplexity on a text file.", flags.QUALITY),
+    "startup": ("octavo.bench.startup", "A fresh process until its first token.", flags.STARTUP),
     "serve": ("octavo.bench.serve", "Requests over HTTP: time to first token, between tokens.", flags.SERVE),
 }
-"""Subcommand to (module with ``main(asked) -> int``, one line of help, its own flags)."""
+"""Subcommand to (module with ``run(asked) -> result`` and ``text(result)``, help, its own flags)."""
 
 
 def main(argv: list[str]) -> int:
-    """Run ``octavo bench ARGV``; the exit code: 0, or 2 for a command line that cannot be read.
+    """Run ``octavo bench ARGV``; the exit code: 0, 1 when no request of a run went well, 2 for a command
+    line that cannot be read.
 
     Raises OctavoError for what fails later.
     """
@@ -49,8 +58,14 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         sys.stderr.write(f"octavo: {error}\n")
         return USAGE
-    code: int = importlib.import_module(COMMANDS[name][0]).main(asked)
-    return code
+    module = importlib.import_module(COMMANDS[name][0])
+    result: dict[str, Any] = module.run(asked)
+    print(module.text(result))
+    if "output_json" in asked.own:
+        from octavo.bench.report import write_json
+
+        write_json(asked.own["output_json"], result)
+    return FAILED if result.get("completed") == 0 else OK
 
 
 def overview() -> str:

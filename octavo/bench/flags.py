@@ -147,3 +147,35 @@ _REPORT = (
 )
 
 SERVE = (*_TARGET, *_DATA, *_LOAD, *_REPORT, _JSON, _DUMMY)
+
+QUALITY = (
+    Flag("text", "str", "cli.text", "The text, a UTF-8 file."),
+    Flag("window", "int", "cli.window", "Tokens of a window, the one that begins it included (256)."),
+    Flag("max-windows", "int", "cli.max_windows", "Only this many windows from the start of the text."),
+    Flag(
+        "add-special-tokens",
+        "bool",
+        "cli.add_special_tokens",
+        "Begin each window as the tokenizer says (on).",
+    ),
+    _JSON,
+)
+
+KERNELS = (
+    Flag("rows", "words", "cli.rows", "Rows of the matrix products (1 8 32 512)."),
+    Flag("contexts", "words", "cli.contexts", "Tokens that attention sees (512 2048 8192)."),
+    Flag("num-iters", "int", "cli.num_iters", "Timed runs of each; the median counts (9)."),
+    _JSON,
+    _DUMMY,
+)
+
+STARTUP = (
+    Flag(
+        "num-iters-cold", "int", "cli.num_iters_cold", "Starts with the model's files put out of memory (0)."
+    ),
+    Flag("num-iters-warm", "int", "cli.num_iters_warm", "Starts with the files in memory (5)."),
+    Flag("input-len", "int", "cli.input_len", "Tokens of the first prompt (16)."),
+    Flag("idle", "bool", "cli.idle", "Also measure the idle processor share, for 2 s (on)."),
+    _JSON,
+    _DUMMY,
+)

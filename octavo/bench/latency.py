@@ -38,18 +38,14 @@ class Options:
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
 
 
-def main(asked: Asked) -> int:
-    """Measure, print, write; the exit code."""
+def run(asked: Asked) -> dict[str, Any]:
+    """Load the model and measure; the figures as the JSON holds them."""
     options = Options(**asked.own)
     config = engine_config(asked, engine_defaults(options))
     from octavo import launch
 
-    result = measure(Session(launch.build(config)), options, asked.seed)
-    result = {**_asked_for(options, config), **result}
-    print(text(result))
-    if options.output_json:
-        report.write_json(options.output_json, result)
-    return 0
+    session = Session(launch.build(config))
+    return {**_asked_for(options, config), **measure(session, options, asked.seed)}
 
 
 def engine_defaults(options: Options) -> dict[str, Any]:

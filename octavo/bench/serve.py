@@ -106,17 +106,19 @@ class Options:
         return f"http://{self.host or '127.0.0.1'}:{self.port or 8000}"
 
 
-def main(asked: Asked) -> int:
-    """Measure, print, write; the exit code: 1 when not one request went well."""
+def run(asked: Asked) -> dict[str, Any]:
+    """Measure, and write vLLM's result file and the plot when they are asked for; the figures."""
     options = Options(**asked.own)
     shown = serving.read_shown(options.percentile_metrics, options.metric_percentiles, options.goodput)
     with server_url(options, asked) as url:
-        result, answers = asyncio.run(run(url, options, asked, shown))
-    print(serving.text(result, shown))
+        result, answers = asyncio.run(drive(url, options, asked, shown))
     for error in list(dict.fromkeys(answer.error for answer in answers if answer.error))[:3]:
         sys.stderr.write(f"A request failed: {error}\n")
     save(result, answers, options)
-    return 0 if result["completed"] else 1
+    return {**result, "machine": report.this_machine()}
+
+
+text = serving.text
 
 
 @contextlib.contextmanager
@@ -133,7 +135,7 @@ def server_url(options: Options, asked: Asked) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.port}"
 
 
-async def run(
+async def drive(
     url: str, options: Options, asked: Asked, shown: serving.Shown
 ) -> tuple[dict[str, Any], list[Answer]]:
     """The whole run against the server at `url`. Raises OctavoError when none answers there."""
@@ -295,11 +297,9 @@ def _asked_for(options: Options, model: str, count: int) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], answers: Sequence[Answer], options: Options) -> None:
-    """Write what was asked for: the result file, --output-json, the plot."""
+    """Write what was asked for: vLLM's result file, the plot."""
     if options.plot:
         Path(options.plot).expanduser().write_text(plot(answers, result), encoding="utf-8")
-    if options.output_json:
-        report.write_json(options.output_json, {**result, "machine": report.this_machine()})
     if not (options.save_result or options.save_detailed or options.append_result):
         return
     if options.save_detailed:

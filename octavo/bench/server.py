@@ -19,9 +19,11 @@ _POLL_S = 0.01
 class Started:
     """A server process that answers on `port`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, ready_s: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, begun_s: float, ready_s: float) -> None:
         self.process = process
         self.port = port
+        self.begun_s = begun_s
+        """time.perf_counter() when the process was started."""
         self.ready_s = ready_s
         """From the start of the process to the first 200 of /health."""
 
@@ -39,7 +41,7 @@ def started(words: Sequence[str], timeout_s: float = 600.0) -> Iterator[Started]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait(process, port, begun + timeout_s)
-            yield Started(process, port, time.perf_counter() - begun)
+            yield Started(process, port, begun, time.perf_counter() - begun)
         except TimeoutError as error:
             log.seek(0)
             said = " ".join(log.read()[-2000:].decode(errors="replace").split())

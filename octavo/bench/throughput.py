@@ -52,19 +52,15 @@ class Options:
         )
 
 
-def main(asked: Asked) -> int:
-    """Measure, print, write; the exit code."""
+def run(asked: Asked) -> dict[str, Any]:
+    """Load the model and measure; the figures as the JSON holds them."""
     options = Options(**asked.own)
     config = engine_config(asked, engine_defaults(options))
     from octavo import launch
 
     session = Session(launch.build(config))
     found = samples(options.wanted(asked.seed, session.launched.arch.vocab))
-    result = {**_asked_for(options, config), **measure(session, found, options)}
-    print(text(result))
-    if options.output_json:
-        report.write_json(options.output_json, result)
-    return 0
+    return {**_asked_for(options, config), **measure(session, found, options)}
 
 
 def engine_defaults(options: Options) -> dict[str, Any]:

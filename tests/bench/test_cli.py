@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -74,11 +75,7 @@ def test_values_that_mean_nothing(make, values: dict, said: str) -> None:
 
 
 def test_every_flag_has_a_place_in_the_options() -> None:
-    pairs = (
-        (flags.LATENCY, latency.Options),
-        (flags.THROUGHPUT, throughput.Options),
-        (flags.SERVE, serve.Options),
-    )
+    pairs = [(own, importlib.import_module(module).Options) for module, _, own in COMMANDS.values()]
     for own, options in pairs:
         names = {flag.target.removeprefix("cli.") for flag in own}
         assert names == set(options.__dataclass_fields__)
