@@ -266,11 +266,11 @@ def _user_template(user: str) -> str:
             f"--chat-template {user}: there is no such file, and it is no template either.",
             hint="Give a Jinja file, a JSON file with the key chat_template, or the template's text.",
         )
-    text = path.read_text(encoding="utf-8")
+    text = _read(path)
     if text.lstrip().startswith("{") and not text.lstrip().startswith(("{%", "{{", "{#")):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         found = _named_templates(value.get("chat_template") if isinstance(value, dict) else None)
         if not found:
@@ -279,13 +279,21 @@ def _user_template(user: str) -> str:
     return text
 
 
+def _read(path: Path) -> str:
+    """A template's file. Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The chat template {path} is not readable text: {error}.") from None
+
+
 def _folder_templates(folder: Path) -> dict[str, str]:
     """Templates that stand in files of their own."""
     named: dict[str, str] = {}
     if (folder / "chat_template.jinja").is_file():
-        named["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        named["default"] = _read(folder / "chat_template.jinja")
         for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-            named[path.stem] = path.read_text(encoding="utf-8")
+            named[path.stem] = _read(path)
     elif (folder / "chat_template.json").is_file():
         named = _named_templates(read_json(folder / "chat_template.json").get("chat_template"))
     return named

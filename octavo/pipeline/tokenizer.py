@@ -8,11 +8,13 @@ BOS and EOS are added. The native objects are immutable after loading, so any th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+from octavo.errors import CheckpointError
 from octavo.pipeline.vocab import (
     Added,
     Codec,
@@ -41,11 +43,33 @@ _CLEAN_UP = (
 )
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _content(value: Any) -> str | None:
     """The text of a special token given as a string or as an AddedToken object."""
     if isinstance(value, Mapping):
         value = value.get("content")
-    return value if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    # A lone surrogate is no text, and the codecs cannot take it.
+    return value if value.isascii() or not _SURROGATE.search(value) else None
+
+
+def _index(value: Any, content: str) -> int:
+    """The id of a token of the side files, where JSON keys make it a string. Raises CheckpointError."""
+    text = str(value)
+    if isinstance(value, (str, int)) and text.isascii() and text.isdigit() and len(text) < 12:
+        return int(text)
+    raise CheckpointError(
+        f"The tokenizer's added token {content[:40]!r} has the id {text[:40]!r}, which is no whole number.",
+        hint="Look at added_tokens_decoder in tokenizer_config.json, and at added_tokens.json.",
+    )
+
+
+def _entries(decoder: Any) -> Iterable[tuple[Any, Any]]:
+    """The pairs of added_tokens_decoder, none when it is no object."""
+    return decoder.items() if isinstance(decoder, Mapping) else ()
 
 
 class Tokenizer:
@@ -113,19 +137,20 @@ class Tokenizer:
             if content is not None:
                 self._named[key] = content
         listed: dict[int, Added] = {}
-        for token_id, entry in dict(self.config.get("added_tokens_decoder") or {}).items():
+        for token_id, entry in _entries(self.config.get("added_tokens_decoder")):
             content = _content(entry)
             if content is not None:
-                listed[int(token_id)] = Added(
+                listed[_index(token_id, content)] = Added(
                     content, bool(isinstance(entry, Mapping) and entry.get("special"))
                 )
         for content, index in added_tokens.items():
-            listed.setdefault(int(index), Added(content, False))
+            listed.setdefault(_index(index, content), Added(content, False))
         extra = (
             self.config.get("additional_special_tokens") or special_map.get("additional_special_tokens") or []
         )
-        extra = [*extra, *(self.config.get("extra_special_tokens") or [])] if isinstance(extra, list) else []
-        specials = [*self._named.values(), *(c for c in map(_content, extra) if c is not None)]
+        more = self.config.get("extra_special_tokens")
+        extra = [part for part in (extra, more) if isinstance(part, list)]
+        specials = [*self._named.values(), *(c for c in map(_content, chain(*extra)) if c is not None)]
         wanted = [listed[i] for i in sorted(listed)]
         wanted += [Added(content, True) for content in dict.fromkeys(specials)]
         self.codec.add(self._addable(wanted))
