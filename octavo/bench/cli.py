@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shutil
 import sys
@@ -9,7 +10,7 @@ import textwrap
 from typing import Any
 
 from octavo.bench import flags
-from octavo.bench.options import read_words
+from octavo.bench.options import Asked, read_words
 from octavo.config.flag_table import Flag
 from octavo.config.flag_values import METAVAR
 from octavo.config.flags import nearest
@@ -18,23 +19,17 @@ from octavo.errors import ConfigError
 OK, FAILED, USAGE = 0, 1, 2
 _COLUMN = 34
 
-COMMANDS: dict[str, tuple[str, str, tuple[Flag, ...]]] = {
-    "latency": (
-        "octavo.bench.latency",
-        "One batch of equal requests: latency, prefill, decode.",
-        flags.LATENCY,
-    ),
-    "throughput": ("octavo.bench.throughput", "Many requests at once: tokens per second.", flags.THROUGHPUT),
-    "kernels": (
-        "octavo.bench.kernels",
-        "Each kernel alone, beside the limits of the machine.",
-        flags.KERNELS,
-    ),
-    "quality": ("octavo.bench.quality", "Perplexity on a text file.", flags.QUALITY),
-    "startup": ("octavo.bench.startup", "A fresh process until its first token.", flags.STARTUP),
-    "serve": ("octavo.bench.serve", "Requests over HTTP: time to first token, between tokens.", flags.SERVE),
+COMMANDS: dict[str, str] = {
+    "latency": "One batch of equal requests: latency, prefill, decode.",
+    "throughput": "Many requests at once: tokens per second.",
+    "serve": "Requests over HTTP: time to first token, between tokens.",
+    "sweep": "One of the three above over every combination of some flags' values.",
+    "startup": "A fresh process until its first token.",
+    "quality": "Perplexity on a text file.",
+    "kernels": "Each kernel alone, beside the limits of the machine.",
 }
-"""Subcommand to (module with ``run(asked) -> result`` and ``text(result)``, help, its own flags)."""
+"""Subcommand to its line of help. Its module has ``run(asked) -> result`` and ``text(result)``; its flags stand
+in :data:`octavo.bench.flags.OWN`."""
 
 
 def main(argv: list[str]) -> int:
@@ -54,11 +49,11 @@ def main(argv: list[str]) -> int:
         if any(word in ("-h", "--help") or word.startswith("--help=") for word in words):
             print(command_help(name))
             return OK
-        asked = read_words(words, COMMANDS[name][2])
+        asked = read_words(words, flags.OWN[name]) if name != "sweep" else _sweep_words(words)
     except ConfigError as error:
         sys.stderr.write(f"octavo: {error}\n")
         return USAGE
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(f"octavo.bench.{name}")
     result: dict[str, Any] = module.run(asked)
     print(module.text(result))
     if "output_json" in asked.own:
@@ -68,18 +63,30 @@ def main(argv: list[str]) -> int:
     return FAILED if result.get("completed") == 0 else OK
 
 
+def _sweep_words(words: list[str]) -> Asked:
+    """``sweep NAME ...``: the words of benchmark NAME, with those of the sweep among them."""
+    name = words[0] if words else ""
+    if name not in flags.SWEPT:
+        raise ConfigError(
+            "octavo bench sweep needs a benchmark to repeat.",
+            hint=f"Such as sweep latency --vary batch-size=1,2,4. There are: {', '.join(flags.SWEPT)}.",
+        )
+    asked = read_words(words[1:], (*flags.SWEEP, *flags.OWN[name]), flags.SWEEP)
+    return dataclasses.replace(asked, own={**asked.own, "benchmark": name})
+
+
 def overview() -> str:
     """The page of ``octavo bench --help``."""
     lines = ["Usage: octavo bench SUBCOMMAND [MODEL] [--flag value ...]", "", "Subcommands:"]
-    lines += [f"  {name:<14}{summary}" for name, (_, summary, _) in COMMANDS.items()]
+    lines += [f"  {name:<14}{summary}" for name, summary in COMMANDS.items()]
     return "\n".join([*lines, "", "octavo bench SUBCOMMAND --help shows its flags."])
 
 
 def command_help(name: str) -> str:
     """The page of ``octavo bench NAME --help``."""
-    _, summary, own = COMMANDS[name]
-    lines = [f"Usage: octavo bench {name} [MODEL] [--flag value ...]", "", summary, ""]
-    for flag in own:
+    what = f"{name} {'|'.join(flags.SWEPT)}" if name == "sweep" else name
+    lines = [f"Usage: octavo bench {what} [MODEL] [--flag value ...]", "", COMMANDS[name], ""]
+    for flag in flags.OWN[name]:
         lines += _describe(flag)
     return "\n".join([*lines, "", "Every flag of octavo serve is taken too (octavo serve --help)."])
 

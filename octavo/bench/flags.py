@@ -179,3 +179,24 @@ STARTUP = (
     _JSON,
     _DUMMY,
 )
+
+SWEEP = (
+    Flag("vary", "words", "cli.vary", "Flags and their values, such as batch-size=1,2,4 input-len=128,512."),
+    Flag("plot", "str", "cli.plot", "Draw one figure over the first varied flag as SVG into this file."),
+    Flag("plot-metric", "str", "cli.plot_metric", "Which figure of the JSON, such as decode_tokens_per_s."),
+    _JSON,
+)
+
+OWN: dict[str, tuple[Flag, ...]] = {
+    "latency": LATENCY,
+    "throughput": THROUGHPUT,
+    "serve": SERVE,
+    "sweep": SWEEP,
+    "startup": STARTUP,
+    "quality": QUALITY,
+    "kernels": KERNELS,
+}
+"""Subcommand to its own flags."""
+
+SWEPT = ("latency", "throughput", "serve")
+"""What a sweep can repeat."""

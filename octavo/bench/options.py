@@ -43,8 +43,11 @@ class Asked:
         return int(self.settings.engine.get("seed", 0))
 
 
-def read_words(words: Sequence[str], flags: Sequence[Flag]) -> Asked:
-    """Read a subcommand's words; one positional is the model. Raises ConfigError for what cannot be read."""
+def read_words(words: Sequence[str], flags: Sequence[Flag], kept: Sequence[Flag] | None = None) -> Asked:
+    """Read a subcommand's words; one positional is the model. Raises ConfigError for what cannot be read.
+
+    `kept`: those of `flags` that are the subcommand's own (None: all); the others are handed on as words.
+    """
     table = Table(flags)
     parsed = parse(words, table)
     given: list[Given] = []
@@ -53,7 +56,7 @@ def read_words(words: Sequence[str], flags: Sequence[Flag]) -> Asked:
             given.extend(read_config_file(os.path.expanduser(str(item.value)), table))
     settings = resolve([*given, *parsed.given])
     _name_model(settings, parsed.positionals)
-    targets = {flag.target for flag in flags}
+    targets = {flag.target for flag in (flags if kept is None else kept)}
     own = {name: value for name, value in settings.cli.items() if f"cli.{name}" in targets}
     forwarded = [word for item in parsed.given if item.flag.target not in targets for word in _words(item)]
     if "dummy" in own:
