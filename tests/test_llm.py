@@ -7,7 +7,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,15 @@ def test_leaving_a_stream_aborts_it_and_spares_the_other(engine: ScriptedEngine,
     assert not engine.busy()
 
 
+@pytest.fixture
+def python_sigint() -> Iterator[None]:
+    """Python's own handler, also where the shell made this process ignore the signal (a job in the back)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_sigint")
 def test_ctrl_c_during_a_step_aborts_everything(engine: ScriptedEngine, preparer: Preparer) -> None:
     def interrupt() -> None:
         if engine.steps == 3:
@@ -360,6 +369,7 @@ class ThreadlessClient:
     def __init__(self, engine: ScriptedEngine) -> None:
         self.engine = engine
         self.alive = True
+        self.stalled = False
 
     def start(self, on_outputs: Any, on_failure: Any) -> None:
         self._on_outputs = on_outputs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from octavo.engine.core import Engine
 from octavo.engine.stats import RunningRequest
-from octavo.errors import BadRequest, Unavailable
+from octavo.errors import BadRequest, OctavoError, Unavailable
 from octavo.log import logger
 from octavo.types.engine import EngineRequest, Finish, TokenOut
 from octavo.types.stats import EngineStats
@@ -53,6 +53,11 @@ class ThreadClient:
     def alive(self) -> bool:
         """True while the loop runs and takes requests."""
         return self._thread is not None and self._thread.is_alive() and not self._failed
+
+    @property
+    def stalled(self) -> bool:
+        """True while a step does not come back: the engine may recover, but nobody should wait for it."""
+        return self._engine.stalled
 
     def submit(self, request: EngineRequest) -> None:
         """Hand over a sequence. Raises QueueFull, PromptTooLong, BadRequest or Unavailable; never waits."""
@@ -104,7 +109,7 @@ class ThreadClient:
                 self._deliver(self._engine.step())
         except BaseException as error:
             log.exception("The engine has failed.")
-            self._give_up(f"The engine has failed with {type(error).__name__}: {error}")
+            self._give_up("The engine has failed; its log says why.")
             self._on_failure(error)
 
     def _ready(self) -> bool:
@@ -128,7 +133,8 @@ class ThreadClient:
             self._engine.enqueue(request)
         except Exception as error:
             log.exception("Request %s could not be queued.", request.id)
-            self._deliver([TokenOut(id=request.id, finish=Finish("error", error=str(error)))])
+            reason = error.message if isinstance(error, OctavoError) else "The request could not be queued."
+            self._deliver([TokenOut(id=request.id, finish=Finish("error", error=reason))])
 
     def _deliver(self, outs: list[TokenOut]) -> None:
         with self._wake:

@@ -11,6 +11,7 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.settings import EngineSettings
 from octavo.engine.stats import Counters, RunningRequest
+from octavo.engine.watch import StepWatch
 from octavo.errors import StepFailed
 from octavo.log import logger
 from octavo.types.engine import EngineRequest, Finish, StepPlan, StepResult, TokenOut
@@ -19,6 +20,8 @@ from octavo.types.stats import EngineStats
 log = logger(__name__)
 
 _FAILURES_IN_A_ROW = 3
+_STEP_FAILED = "The engine failed while it worked on this request; its log says why."
+"""What a client reads: an exception's own words may hold paths and numbers that are for the log."""
 
 
 class Executor(Protocol):
@@ -70,6 +73,7 @@ class Engine:
         self._clock = clock
         self._undelivered: list[TokenOut] = []
         self._failures = 0
+        self._watch = StepWatch()
 
     def submit(self, request: EngineRequest) -> None:
         """Queue a sequence. Raises QueueFull, PromptTooLong or BadRequest, and then nothing is queued."""
@@ -101,10 +105,13 @@ class Engine:
         begun = time.perf_counter()
         plan = self.scheduler.plan()
         planned = time.perf_counter()
+        self._watch.begin(sum(work.count for work in plan.work), self._clock())
         try:
             result = self._executor.run(plan)
         except StepFailed as error:
             return self._take_undelivered() + self._recover(plan, error)
+        finally:
+            self._watch.end(self._clock())
         ran = time.perf_counter()
         prompt_tokens = self.counters.prompt_tokens
         outs = self.scheduler.commit(plan, result)
@@ -120,7 +127,7 @@ class Engine:
         if self._failures > _FAILURES_IN_A_ROW:
             raise error
         log.error("A step failed: %s", error, exc_info=error.__cause__)
-        return self.scheduler.retry(plan, error.message)
+        return self.scheduler.retry(plan, _STEP_FAILED)
 
     def _take_undelivered(self) -> list[TokenOut]:
         outs, self._undelivered = self._undelivered, []
@@ -129,6 +136,11 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget cached prompts; running sequences keep their blocks."""
         self.scheduler.pool.forget()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the step under way takes far too long; may be read from any thread."""
+        return self._watch.stalled(self._clock())
 
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""

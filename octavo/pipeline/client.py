@@ -19,6 +19,10 @@ class EngineClient(Protocol):
     def alive(self) -> bool:
         """False once the engine has failed or was stopped."""
 
+    @property
+    def stalled(self) -> bool:
+        """True while a step takes far too long; the engine may still come back."""
+
     def start(self, on_outputs: OnOutputs, on_failure: OnFailure) -> None:
         """Begin working. `on_outputs` gets one list per step, `on_failure` at most one call in all.
 

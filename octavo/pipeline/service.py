@@ -85,8 +85,9 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a job would be taken now: started, not draining, engine alive."""
-        return self._loop is not None and not self._draining and self._failure is None and self._client.alive
+        """Whether a job would be taken now: started, not draining, engine alive and not stuck in a step."""
+        well = self._failure is None and self._client.alive and not self._client.stalled
+        return self._loop is not None and not self._draining and well
 
     @property
     def failure(self) -> str | None:
@@ -203,8 +204,12 @@ class Service:
             raise Unavailable("The server is still starting.", hint="Try again in a moment.")
         if self._draining:
             raise Unavailable("The server is shutting down.", hint="Try another one.")
-        if (failure := self.failure) is not None:
-            raise Unavailable(f"The engine has failed: {failure}", hint="Restart the server.")
+        if self.failure is not None:  # its own words may hold paths: they are for the log
+            raise Unavailable("The engine has failed.", hint="Its log says why; restart the server.")
+        if self._client.stalled:
+            raise Unavailable(
+                "The engine does not finish its step.", hint="Restart the server if it stays so."
+            )
 
     def _check(self, job: Job) -> None:
         """Refuse a job that could not run now."""
@@ -315,7 +320,7 @@ class Service:
         """The engine died: everyone who waits gets an answer."""
         self._failure = failure
         log.error("The engine failed: %s", failure)
-        self._end(list(self._sequences), Finish("error", error=f"The engine failed: {failure}"))
+        self._end(list(self._sequences), Finish("error", error="The engine has failed; its log says why."))
 
     def _warn_unbounded(self, prepared: Prepared) -> None:
         """Say what a request without max_tokens may cost, when that is a lot; at most one line in 10 s."""

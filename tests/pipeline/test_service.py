@@ -33,6 +33,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.alive = True
+        self.stalled = False
         self.requests: list[EngineRequest] = []
         self.aborted: list[str] = []
         self.room = 1000
@@ -262,11 +263,24 @@ def test_an_engine_that_dies_ends_everyone(preparer: Preparer) -> None:
             for i in range(n):
                 (finish,) = finishes(events, i)
                 assert finish.reason == "error"
-                assert "kernel trap" in (finish.error or "")
+                assert finish.error == "The engine has failed; its log says why."
         assert not service.ready
         assert service.failure == "kernel trap"
-        with pytest.raises(Unavailable, match="kernel trap"):
+        with pytest.raises(Unavailable, match="engine has failed"):
             await service.submit(job())
+
+    run(preparer, body)
+
+
+def test_an_engine_that_is_stuck_is_not_ready_until_it_comes_back(preparer: Preparer) -> None:
+    async def body(service: Service, client: FakeClient) -> None:
+        client.stalled = True
+        assert not service.ready
+        with pytest.raises(Unavailable, match="step"):
+            await service.submit(job())
+        assert service.failure is None
+        client.stalled = False
+        assert service.ready
 
     run(preparer, body)
 
