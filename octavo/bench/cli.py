@@ -28,8 +28,7 @@ COMMANDS: dict[str, str] = {
     "quality": "Perplexity on a text file.",
     "kernels": "Each kernel alone, beside the limits of the machine.",
 }
-"""Subcommand to its line of help. Its module has ``run(asked) -> result`` and ``text(result)``; its flags stand
-in :data:`octavo.bench.flags.OWN`."""
+"""Subcommand to its line of help. Its module has ``run(asked) -> result`` and ``text(result)``."""
 
 
 def main(argv: list[str]) -> int:
