@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -10,6 +11,7 @@
 
 #include <chrono>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 
 #include "bind.h"
@@ -43,6 +45,102 @@ std::shared_ptr<Weight> pack_matrix(Pool& pool, std::shared_ptr<Arena> arena, co
   if (rows <= 0 || cols <= 0) throw std::invalid_argument("octavo: an empty matrix");
   nb::gil_scoped_release release;
   return Weight::matrix(pool, std::move(arena), data, d, rows, cols);
+}
+
+Format format_of(const std::string& name) {
+  if (name == "int8") return Format::int8;
+  if (name == "int4") return Format::int4;
+  if (name == "lut4") return Format::lut4;
+  throw std::invalid_argument("octavo: no packed format " + name);
+}
+
+Seen seen_of(const std::string& name) {
+  if (name == "float32") return Seen::f32;
+  if (name == "bfloat16") return Seen::bf16;
+  if (name == "int8") return Seen::int8;
+  throw std::invalid_argument("octavo: activations cannot be rounded to " + name);
+}
+
+// Entries that are whole numbers of int8 meet int8 activations; the others are float32 numbers alone.
+Table table_of(const std::vector<float>& values) {
+  Table t{};
+  if (values.empty()) return t;
+  if (values.size() != 16) throw std::invalid_argument("octavo: a table of 4-bit codes has 16 entries");
+  t.whole = true;
+  for (size_t i = 0; i < 16; ++i) {
+    t.values[i] = values[i];
+    const bool fits =
+        values[i] >= -128 && values[i] <= 127 && values[i] == static_cast<float>(static_cast<int>(values[i]));
+    t.whole = t.whole && fits;
+    if (fits) t.bytes[i] = static_cast<uint8_t>(static_cast<int>(values[i]) + 128);
+  }
+  return t;
+}
+
+std::shared_ptr<Weight> pack_quantized(Pool& pool, std::shared_ptr<Arena> arena, const std::string& format,
+                                       const Anything& codes, const Anything& scales, const std::string& dtype,
+                                       const std::optional<Anything>& offsets, const std::string& offset, int64_t rows,
+                                       int64_t cols, int64_t group, float factor, const std::vector<float>& table,
+                                       const std::vector<int32_t>& order) {
+  const PackedMatrix shape{nullptr,
+                           dtype_of(dtype),
+                           rows,
+                           cols,
+                           format_of(format),
+                           offset == "zero"      ? Offset::zero
+                           : offset == "minimum" ? Offset::minimum
+                                                 : Offset::none,
+                           group,
+                           factor,
+                           nullptr};
+  const auto sized = [](const Anything& a, int64_t n, size_t item) {
+    if (static_cast<int64_t>(a.size()) != n || a.itemsize() != item)
+      throw std::invalid_argument("octavo: the parts of a quantized matrix do not fit together");
+  };
+  if (rows <= 0 || cols <= 0 || group <= 0) throw std::invalid_argument("octavo: an empty matrix");
+  const int64_t groups = (cols + group - 1) / group;
+  sized(codes, rows * (shape.format == Format::int8 ? cols : (cols + 1) / 2), 1);
+  sized(scales, rows * groups, size_of(shape.dtype));
+  if (offsets.has_value() != (shape.offset != Offset::none)) throw std::invalid_argument("octavo: offsets of no kind");
+  if (offsets) sized(*offsets, rows * groups, size_of(shape.dtype));
+  if (shape.format == Format::lut4 && (table.size() != 16 || offsets))
+    throw std::invalid_argument("octavo: a lut4 matrix has a table and no offsets");
+  std::vector<bool> seen(order.empty() ? 0 : static_cast<size_t>(cols));
+  for (const int32_t k : order) {
+    if (static_cast<int64_t>(order.size()) != cols || k < 0 || k >= cols || seen[static_cast<size_t>(k)])
+      throw std::invalid_argument("octavo: a column order must name every column once");
+    seen[static_cast<size_t>(k)] = true;
+  }
+  const QuantSource source{static_cast<const uint8_t*>(codes.data()),
+                           scales.data(),
+                           offsets ? offsets->data() : nullptr,
+                           groups,
+                           order,
+                           table_of(table)};
+  nb::gil_scoped_release release;
+  return Weight::quantized(pool, std::move(arena), source, shape);
+}
+
+std::shared_ptr<Weight> pack_rounded(Pool& pool, std::shared_ptr<Arena> arena, const std::string& isa,
+                                     const Anything& array, const std::string& dtype, const std::string& format,
+                                     int64_t group) {
+  const Dtype d = dtype_of(dtype);
+  const Kernels* kernels = select_kernels(isa.c_str());
+  const Format f = format_of(format);
+  if (array.ndim() != 2 || array.itemsize() != size_of(d) || !kernels || f == Format::lut4)
+    throw std::invalid_argument("octavo: only a matrix [rows, cols] is rounded, to int8 or int4");
+  const void* data = array.data();
+  const PackedMatrix shape{nullptr,
+                           Dtype::bf16,
+                           static_cast<int64_t>(array.shape(0)),
+                           static_cast<int64_t>(array.shape(1)),
+                           f,
+                           Offset::none,
+                           group,
+                           1.0f,
+                           nullptr};
+  nb::gil_scoped_release release;
+  return Weight::rounded(pool, std::move(arena), kernels, data, d, shape);
 }
 
 Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
@@ -147,6 +245,9 @@ NB_MODULE(_native, m) {
 
   nb::class_<Weight>(m, "Weight")
       .def_static("matrix", &pack_matrix, "pool"_a, "arena"_a, "array"_a, "dtype"_a)
+      .def_static("quantized", &pack_quantized, "pool"_a, "arena"_a, "format"_a, "codes"_a, "scales"_a, "dtype"_a,
+                  "offsets"_a.none(), "offset"_a, "rows"_a, "cols"_a, "group"_a, "factor"_a, "table"_a, "order"_a)
+      .def_static("rounded", &pack_rounded, "pool"_a, "arena"_a, "isa"_a, "array"_a, "dtype"_a, "format"_a, "group"_a)
       .def_static(
           "vector",
           [](std::shared_ptr<Arena> arena, nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> a) {
@@ -171,14 +272,15 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Plan* self, std::shared_ptr<Pool> pool, const std::string& isa, int64_t tokens, int64_t sequences,
-             int64_t logit_rows, int64_t block_size, int64_t max_blocks, bool bf16, const std::string& cache) {
+             int64_t logit_rows, int64_t block_size, int64_t max_blocks, const std::string& dense,
+             const std::string& quantized, const std::string& cache) {
             const Kernels* kernels = select_kernels(isa.c_str());
             if (!kernels) throw std::invalid_argument("octavo: this machine cannot run the instruction set " + isa);
-            new (self) Plan(std::move(pool), kernels, {tokens, sequences, logit_rows, block_size, max_blocks}, bf16,
-                            dtype_of(cache));
+            new (self) Plan(std::move(pool), kernels, {tokens, sequences, logit_rows, block_size, max_blocks},
+                            {seen_of(dense), seen_of(quantized)}, dtype_of(cache));
           },
-          "pool"_a, "isa"_a, "tokens"_a, "sequences"_a, "logit_rows"_a, "block_size"_a, "max_blocks"_a, "bf16"_a,
-          "cache"_a)
+          "pool"_a, "isa"_a, "tokens"_a, "sequences"_a, "logit_rows"_a, "block_size"_a, "max_blocks"_a, "dense"_a,
+          "quantized"_a, "cache"_a)
       .def("slot", &Plan::slot, "width"_a, "logit_rows"_a)
       .def("cache_layer", [](Plan& p, int kv_heads, int head_dim) { return p.cache_layer({kv_heads, head_dim}); })
       .def(

@@ -14,17 +14,63 @@ inline size_t size_of(Dtype d) { return d == Dtype::f32 ? 4 : 2; }
 
 constexpr int kTile = 16;  // output rows of a weight tile, and keys of an attention step
 
+constexpr int kBlock = 32;  // columns of a quantized weight that share one activation scale
+
+// What the numbers of a matrix are. dense: see Dtype. int8: codes -128 .. 127. int4: codes 0 .. 15, eight of
+// which is zero unless the matrix says otherwise. lut4: codes 0 .. 15 into a table.
+enum class Format : int { dense = 0, int8 = 1, int4 = 2, lut4 = 3 };
+// What is added to scale * code in a group: nothing, -scale * zero, or a minimum.
+enum class Offset : int { none = 0, zero = 1, minimum = 2 };
+
+// The table of a lut4 matrix: as float32, and, where all entries are whole numbers of int8, those plus 128.
+struct Table {
+  float values[16];
+  uint8_t bytes[16];
+  bool whole;
+};
+
 // A matrix [rows, cols] packed in tiles of 16 output rows; rows are padded with zeros to full tiles.
+// Dense:
 //   f32: tile, k, row.   f16: the same with 2 bytes.   bf16: tile, k/2, row, (even k, odd k): a pair is 32 bits.
+// Quantized: a tile is a stream of 64-byte lines, columns padded to whole blocks of 32. A header holds the scales
+// of the next group (16 rows, then as many offsets), or of the next two groups where that fills a line; the blocks
+// of those groups follow. A line of codes is 16 rows by 4 columns of a byte: code + 128 of columns 4q .. 4q+3 for
+// int8; for 4 bits columns 4q .. in the low half and 16 + 4q .. in the high half.
 struct PackedMatrix {
   const void* data;
-  Dtype dtype;
+  Dtype dtype;  // of the numbers; of the scales when quantized
   int64_t rows, cols;
+  Format format = Format::dense;
+  Offset offset = Offset::none;
+  int64_t group = 0;  // columns that share a scale, a multiple of 32
+  float factor = 1;   // on the whole matrix
+  const Table* table = nullptr;
+
+  int64_t blocks() const { return (cols + kBlock - 1) / kBlock; }
+  size_t scales_bytes() const { return kTile * size_of(dtype) * (offset == Offset::none ? 1 : 2); }
+  int header_groups() const { return scales_bytes() < 64 ? 2 : 1; }
+  size_t header_bytes() const { return scales_bytes() * static_cast<size_t>(header_groups()); }
+  size_t block_bytes() const { return format == Format::int8 ? 512 : 256; }
   size_t tile_bytes() const {
+    if (format != Format::dense) {
+      const int64_t chunk = header_groups() * group / kBlock, headers = (blocks() + chunk - 1) / chunk;
+      return static_cast<size_t>(blocks()) * block_bytes() + static_cast<size_t>(headers) * header_bytes();
+    }
     const int64_t depth = dtype == Dtype::bf16 ? (cols + 1) / 2 * 2 : cols;
     return static_cast<size_t>(depth) * kTile * size_of(dtype);
   }
   int64_t tiles() const { return (rows + kTile - 1) / kTile; }
+  // Whether the codes meet int8 activations; otherwise they are widened to float32.
+  bool whole() const { return format != Format::lut4 || table->whole; }
+};
+
+// A linear's input as quantized matrices read it: int8 in blocks of 32 columns, each with a scale.
+struct QuantizedRows {
+  int8_t* codes;    // [n, 32 * blocks], zero-padded
+  float* scales;    // [n, blocks]
+  float* sums;      // [n, blocks] scale * sum of the codes
+  int32_t* biases;  // [n, blocks] what the sum of products starts from: see quantize_row
+  int64_t blocks;
 };
 
 struct View {
@@ -42,6 +88,7 @@ struct LinearArgs {
   const float* x;          // [n, x_stride] float32, or
   const uint16_t* x_bf16;  // [n, x_stride] bf16 with an even, zero-padded width; used when not null
   int64_t x_stride;
+  QuantizedRows x_int8;  // used by quantized matrices when its codes are not null
 };
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
@@ -92,6 +139,10 @@ struct Kernels {
   // Query rows [row_begin, row_end) of the span for one KV head; scratch holds attend_scratch() floats.
   void (*attend)(const AttentionArgs&, const SequenceSpan&, int kv_head, int row_begin, int row_end, float* scratch);
   void (*matrix_row)(const PackedMatrix&, int64_t row, float* out);
+  // Row `row` of n columns for products with `weight`.
+  void (*quantize_row)(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row);
+  // Rounds a tile of a dense matrix (`source` [rows, cols] of `dtype`) to `shape`, an int8 or int4 format.
+  void (*round_tile)(const void* source, Dtype dtype, const PackedMatrix& shape, int64_t tile, void* out);
   float (*read)(const float* p, int64_t n);  // sums n floats (a multiple of 64): what memory can do, for the benchmark
 };
 
@@ -102,6 +153,7 @@ const Kernels* scalar_kernels();
 #if defined(OCTAVO_X86)
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512vnni_kernels();
 const Kernels* avx512bf16_kernels();
 #endif
 

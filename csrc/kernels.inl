@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "kernels.h"
 #include "simd.h"
+#include "simd_int.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #define OCTAVO_BF16_DOT 1
@@ -41,6 +43,7 @@ inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(
 
 #include "kernels_attention.inl"
 #include "kernels_linear.inl"
+#include "kernels_quant.inl"
 #include "kernels_rows.inl"
 
 }  // namespace
@@ -63,6 +66,8 @@ const Kernels* table() {
                                   write_kv,
                                   attend,
                                   matrix_row,
+                                  quantize_row,
+                                  round_tile,
                                   read};
   return &kernels;
 }

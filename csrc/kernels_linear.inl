@@ -3,8 +3,6 @@
 // Every (token, output row) is two chains, over even and odd k (or pairs of k), added at the end: the same
 // order whatever the number of tokens, so that an answer does not depend on the batch.
 
-constexpr int kAhead = 12 * 64;  // bytes of prefetch distance on the weight stream
-
 template <int M>
 inline void finish_rows(const LinearArgs& a, int64_t row, int64_t tile, const Vec* even_sum, const Vec* odd_sum) {
   const int64_t first = tile * kTile;
@@ -90,6 +88,7 @@ void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
 
 template <int M>
 void linear_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+  if (a.weight.format != Format::dense) return quant_rows<M>(a, row, tile);
 #if OCTAVO_BF16_DOT
   if (a.x_bf16) return linear_tile_dot<M>(a, row, tile);
 #endif
@@ -124,6 +123,7 @@ void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
 void matrix_row(const PackedMatrix& w, int64_t row, float* out) {
   const char* tile = static_cast<const char*>(w.data) + row / kTile * w.tile_bytes();
   const int64_t lane = row % kTile;
+  if (w.format != Format::dense) return quant_matrix_row(w, reinterpret_cast<const uint8_t*>(tile), lane, out);
   switch (w.dtype) {
     case Dtype::f32:
       for (int64_t k = 0; k < w.cols; ++k) out[k] = reinterpret_cast<const float*>(tile)[k * kTile + lane];

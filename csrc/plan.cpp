@@ -15,68 +15,10 @@ constexpr int kQueryTokens = 16;  // tokens of a prompt that one attention task 
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("octavo plan: " + what); }
 
-// Packs up to sixteen rows of `depth` units (a float, a half, or a pair of bf16) from rows `stride` bytes apart;
-// in blocks that stay in the first cache while they are turned round.
-template <class Unit>
-void pack_rows(const char* source, size_t stride, int64_t lanes, int64_t depth, Unit* out) {
-  constexpr int64_t block = 64 / sizeof(Unit);
-  for (int64_t k0 = 0; k0 < depth; k0 += block) {
-    const int64_t end = std::min(depth, k0 + block);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const char* row = source + static_cast<size_t>(lane) * stride;
-      for (int64_t k = k0; k < end; ++k)
-        std::memcpy(out + k * kTile + lane, row + static_cast<size_t>(k) * sizeof(Unit), sizeof(Unit));
-    }
-  }
-}
-
-void pack_tile(const void* source, const PackedMatrix& shape, int64_t tile, void* out) {
-  const size_t stride = static_cast<size_t>(shape.cols) * size_of(shape.dtype);
-  const char* rows = static_cast<const char*>(source) + static_cast<size_t>(tile * kTile) * stride;
-  const int64_t lanes = std::min<int64_t>(kTile, shape.rows - tile * kTile);
-  if (shape.dtype == Dtype::f32) return pack_rows(rows, stride, lanes, shape.cols, static_cast<uint32_t*>(out));
-  if (shape.dtype == Dtype::f16) return pack_rows(rows, stride, lanes, shape.cols, static_cast<uint16_t*>(out));
-  const int64_t pairs = shape.cols / 2;
-  pack_rows(rows, stride, lanes, pairs, static_cast<uint32_t*>(out));
-  if (shape.cols & 1)  // the odd column meets zero
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      std::memcpy(static_cast<uint32_t*>(out) + pairs * kTile + lane,
-                  rows + static_cast<size_t>(lane) * stride + static_cast<size_t>(pairs) * 4, 2);
-}
-
 }  // namespace
 
-std::shared_ptr<Weight> Weight::matrix(Pool& pool, std::shared_ptr<Arena> arena, const void* source, Dtype dtype,
-                                       int64_t rows, int64_t cols) {
-  auto w = std::make_shared<Weight>();
-  w->dtype_ = dtype;
-  w->rows_ = rows;
-  w->cols_ = cols;
-  const PackedMatrix shape{nullptr, dtype, rows, cols};
-  const size_t stride = shape.tile_bytes();
-  w->data_ = arena->take(stride * static_cast<size_t>(shape.tiles()));
-  w->bytes_ = stride * static_cast<size_t>(shape.tiles());
-  w->arena_ = std::move(arena);
-  char* out = static_cast<char*>(w->data_);
-  pool.run(static_cast<int>(shape.tiles()),
-           [&](int tile, int) { pack_tile(source, shape, tile, out + stride * static_cast<size_t>(tile)); });
-  return w;
-}
-
-std::shared_ptr<Weight> Weight::vector(std::shared_ptr<Arena> arena, const float* source, int64_t n) {
-  auto w = std::make_shared<Weight>();
-  w->rows_ = n;
-  w->cols_ = 1;
-  w->vector_ = true;
-  w->bytes_ = static_cast<size_t>(n) * 4;
-  w->data_ = arena->take(w->bytes_ + 64);  // kernels read whole vectors
-  w->arena_ = std::move(arena);
-  std::memcpy(w->data_, source, w->bytes_);
-  return w;
-}
-
-Plan::Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, bool bf16, Dtype cache)
-    : pool_(std::move(pool)), kernels_(kernels), limits_(limits), bf16_(bf16), cache_dtype_(cache) {
+Plan::Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, Dtype cache)
+    : pool_(std::move(pool)), kernels_(kernels), limits_(limits), rounding_(rounding), cache_dtype_(cache) {
   if (!kernels_) fail("no such instruction set on this machine");
   if (limits.tokens <= 0 || limits.sequences <= 0 || limits.logit_rows <= 0) fail("limits must be positive");
   if (limits.block_size <= 0 || limits.block_size % kTile) fail("block_size must be a multiple of 16");
@@ -122,7 +64,7 @@ void Plan::check(const Node& n) const {
   const int64_t in = n.in[0].width, out = n.out.width;
   switch (n.kind) {
     case OpKind::embedding:
-      same(n.weight && !n.weight->is_vector() && n.weight->cols() == out);
+      same(n.weight && !n.weight->is_vector() && n.weight->cols() == out && n.weight->order().empty());
       break;
     case OpKind::linear:
       same(n.weight && !n.weight->is_vector() && n.weight->cols() == in && n.weight->rows() == out);
@@ -164,10 +106,16 @@ void Plan::add(Node node) {
   if (node.kind == OpKind::linear) max_in_ = std::max(max_in_, node.in[0].width);
   nodes_.push_back(std::move(node));
   seconds_.push_back(0);
-  if (bf16_ && max_in_ > 0) {
+  const bool quantized = nodes_.back().kind == OpKind::linear && nodes_.back().weight->packed().format != Format::dense;
+  if (max_in_ > 0 && (rounding_.dense == Seen::bf16 || quantized)) {
+    // Room for float32 rows (bf16 widened, padded to pairs), or for int8 rows with three numbers a block.
     const int64_t rows = std::max(limits_.tokens, limits_.logit_rows);
-    const size_t bytes = static_cast<size_t>(rows * (max_in_ + 2)) * 4;
+    const size_t bytes = static_cast<size_t>(rows * (max_in_ + 2 * kBlock)) * 4 + 256;
     if (rounded_.bytes() < bytes) rounded_ = Memory(bytes);
+    const auto& last = nodes_.back();
+    const size_t copy = static_cast<size_t>(rows * max_in_) * 4 + 64;
+    if (last.kind == OpKind::linear && !last.weight->order().empty() && ordered_.bytes() < copy)
+      ordered_ = Memory(copy);
   }
 }
 
@@ -192,7 +140,7 @@ void Plan::allocate_cache(int64_t blocks) {
 View Plan::logits() const { return view(nodes_.back().out); }
 
 size_t Plan::buffer_bytes() const {
-  size_t total = rounded_.bytes();
+  size_t total = rounded_.bytes() + ordered_.bytes();
   for (const Slot& s : slots_) total += s.memory.bytes();
   return total;
 }
@@ -304,30 +252,58 @@ void Plan::embedding(const Node& n) {
   });
 }
 
-void Plan::linear(const Node& n) {
+void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
+  const int64_t stride = (x.width + 1) / 2 * 2;
+  const bool dot = kernels_->bf16_dot && args.weight.dtype == Dtype::bf16 && args.weight.format == Format::dense;
+  auto* halves = rounded_.as<uint16_t>();
+  auto* floats = rounded_.as<float>();
+  over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (dot) kernels_->round_bf16(x.row(r), halves + r * stride, x.width);
+      else kernels_->round_bf16_f32(x.row(r), floats + r * stride, x.width);
+    }
+  });
+  args.x_stride = stride;
+  args.x = floats;
+  if (dot) args.x_bf16 = halves;
+}
+
+void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
+  const int64_t blocks = args.weight.blocks(), all = rows * blocks;
+  auto* floats = rounded_.as<float>();
+  args.x_int8 = {reinterpret_cast<int8_t*>(floats + 3 * ((all + 15) / 16 * 16)), floats, floats + all,
+                 reinterpret_cast<int32_t*>(floats + 2 * all), blocks};
+  over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) kernels_->quantize_row(x.row(r), x.width, args.weight, args.x_int8, r);
+  });
+}
+
+// The linear's input with its columns in the order in which the matrix stores them.
+View Plan::ordered(const Node& n, int64_t rows) {
   const View x = view(n.in[0]);
+  const std::vector<int32_t>& order = n.weight->order();
+  if (order.empty()) return x;
+  const View out{ordered_.as<float>(), x.width, x.width};
+  over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t k = 0; k < x.width; ++k) out.row(r)[k] = x.row(r)[order[static_cast<size_t>(k)]];
+  });
+  return out;
+}
+
+void Plan::linear(const Node& n) {
   const int64_t rows = rows_of(n.out);
   if (rows == 0) return;
+  const View x = ordered(n, rows);
   LinearArgs args{
-      n.weight->packed(), n.bias ? n.bias->values() : nullptr, view(n.out), rows, x.data, nullptr, x.stride};
-  if (bf16_) {
-    const int64_t stride = (x.width + 1) / 2 * 2;
-    const bool dot = kernels_->bf16_dot && args.weight.dtype == Dtype::bf16;
-    auto* halves = rounded_.as<uint16_t>();
-    auto* floats = rounded_.as<float>();
-    over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (dot) kernels_->round_bf16(x.row(r), halves + r * stride, x.width);
-        else kernels_->round_bf16_f32(x.row(r), floats + r * stride, x.width);
-      }
-    });
-    args.x_stride = stride;
-    args.x = floats;
-    if (dot) args.x_bf16 = halves;
-  }
-  const int64_t tiles = args.weight.tiles();
+      n.weight->packed(), n.bias ? n.bias->values() : nullptr, view(n.out), rows, x.data, nullptr, x.stride, {}};
+  const PackedMatrix& w = args.weight;
+  const bool quantized = w.format != Format::dense;
+  if (quantized && rounding_.quantized == Seen::int8 && w.whole()) quantize(x, rows, args);
+  else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
+  const int64_t tiles = w.tiles();
   const int64_t most = rows >= 32 ? (tiles + 3) / 4 : std::min<int64_t>(tiles, int64_t{32} * pool_->size());
-  const bool small = tiles * static_cast<int64_t>(args.weight.tile_bytes()) * rows < 4 * kInline;
+  const bool small = tiles * static_cast<int64_t>(w.tile_bytes()) * rows < 4 * kInline;
   const int64_t tasks = small ? 1 : most;
   pool_->run(static_cast<int>(tasks),
              [&](int task, int) { kernels_->linear(args, tiles * task / tasks, tiles * (task + 1) / tasks); });

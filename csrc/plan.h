@@ -16,27 +16,46 @@
 
 namespace octavo {
 
+// A quantized matrix as it comes: codes [rows, cols] int8, or [rows, (cols + 1) / 2] bytes with the even column in
+// the low half; scales and offsets [rows, groups] in the packed form's dtype (offsets null without).
+struct QuantSource {
+  const uint8_t* codes;
+  const void *scales, *offsets;
+  int64_t groups;
+  std::vector<int32_t> order;  // stored column j is column order[j] of the input; empty: as they stand
+  Table table;
+};
+
 // A weight in the form that the kernels read: a packed matrix, or a float32 vector.
 class Weight {
  public:
   // `source` is [rows, cols] row-major. Padding rows and columns are zero.
   static std::shared_ptr<Weight> matrix(Pool& pool, std::shared_ptr<Arena> arena, const void* source, Dtype dtype,
                                         int64_t rows, int64_t cols);
+  static std::shared_ptr<Weight> quantized(Pool& pool, std::shared_ptr<Arena> arena, const QuantSource& source,
+                                           PackedMatrix shape);
+  // A dense `source` rounded to `shape` while it is packed.
+  static std::shared_ptr<Weight> rounded(Pool& pool, std::shared_ptr<Arena> arena, const Kernels* kernels,
+                                         const void* source, Dtype dtype, PackedMatrix shape);
   static std::shared_ptr<Weight> vector(std::shared_ptr<Arena> arena, const float* source, int64_t n);
 
-  PackedMatrix packed() const { return {data_, dtype_, rows_, cols_}; }
+  const PackedMatrix& packed() const { return matrix_; }
   const float* values() const { return static_cast<const float*>(data_); }
-  int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
+  const std::vector<int32_t>& order() const { return order_; }
+  int64_t rows() const { return matrix_.rows; }
+  int64_t cols() const { return matrix_.cols; }
   bool is_vector() const { return vector_; }
   size_t bytes() const { return bytes_; }
 
  private:
+  static std::shared_ptr<Weight> room(std::shared_ptr<Arena> arena, const PackedMatrix& shape);
+
   std::shared_ptr<Arena> arena_;
   void* data_ = nullptr;
   size_t bytes_ = 0;
-  Dtype dtype_ = Dtype::f32;
-  int64_t rows_ = 0, cols_ = 0;
+  PackedMatrix matrix_{};
+  std::unique_ptr<Table> table_;
+  std::vector<int32_t> order_;
   bool vector_ = false;
 };
 
@@ -89,6 +108,12 @@ struct BatchArrays {
   int64_t tokens, sequences, rows, table_stride;
 };
 
+// What matrices see of their inputs: dense ones bf16 or float32, quantized ones also int8.
+enum class Seen : int { f32 = 0, bf16 = 1, int8 = 2 };
+struct Rounding {
+  Seen dense = Seen::f32, quantized = Seen::f32;
+};
+
 struct CacheSpec {
   int kv_heads, head_dim;
 };
@@ -97,7 +122,7 @@ constexpr int64_t kInline = 16384;  // floats below which handing out tasks cost
 
 class Plan {
  public:
-  Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, bool bf16_activations, Dtype cache);
+  Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, Dtype cache);
 
   // Slots hold `width` floats a row for every token, or for every logit row.
   int slot(int64_t width, bool logit_rows);
@@ -137,6 +162,9 @@ class Plan {
   void execute(const Node& node);
   void embedding(const Node& node);
   void linear(const Node& node);
+  void round_bf16(const View& x, int64_t rows, LinearArgs& args);
+  void quantize(const View& x, int64_t rows, LinearArgs& args);
+  View ordered(const Node& node, int64_t rows);
   void norm(const Node& node);
   void elementwise(const Node& node);
   void rope_table(const Node& node);
@@ -149,13 +177,14 @@ class Plan {
   std::shared_ptr<Pool> pool_;
   const Kernels* kernels_;
   PlanLimits limits_;
-  bool bf16_;
+  Rounding rounding_;
   Dtype cache_dtype_;
   std::vector<Slot> slots_;
   std::vector<Layer> layers_;
   std::vector<Node> nodes_;
   int64_t blocks_ = 0, max_in_ = 0;
-  Memory rounded_;              // a linear's input, rounded to bf16
+  Memory rounded_;              // a linear's input, rounded to bf16 or int8
+  Memory ordered_;              // a linear's input in the column order of its matrix
   std::vector<float> scratch_;  // attention, one part a worker
   size_t scratch_stride_ = 0;
   BatchArrays batch_{};

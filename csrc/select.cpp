@@ -12,7 +12,7 @@ namespace {
 
 #if defined(OCTAVO_X86)
 struct Features {
-  bool avx2 = false, avx512 = false, avx512bf16 = false;
+  bool avx2 = false, avx512 = false, avx512vnni = false, avx512bf16 = false;
 };
 
 // CPUID leaves 1 and 7, and XCR0 for what the operating system saves (Intel SDM vol. 1, 13 and 14.3).
@@ -29,8 +29,9 @@ Features detect() {
   f.avx2 = ymm && fma && f16c && (b & (1u << 5));
   const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   f.avx512 = f.avx2 && zmm && (b & f_dq_bw_vl) == f_dq_bw_vl;
+  f.avx512vnni = f.avx512 && (c & (1u << 11));
   unsigned a1;
-  if (f.avx512 && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = a1 & (1u << 5);
+  if (f.avx512vnni && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = a1 & (1u << 5);
   return f;
 }
 #endif
@@ -45,6 +46,7 @@ int list_kernels(const Kernels** out, int capacity) {
 #if defined(OCTAVO_X86)
   static const Features f = detect();
   if (f.avx512bf16) put(avx512bf16_kernels());
+  if (f.avx512vnni) put(avx512vnni_kernels());
   if (f.avx512) put(avx512_kernels());
   if (f.avx2) put(avx2_kernels());
 #endif

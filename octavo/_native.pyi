@@ -38,6 +38,31 @@ class Weight:
         """Pack [rows, cols] of float32, float16 or bfloat16 (as uint16) into the kernels' tiles."""
 
     @staticmethod
+    def quantized(
+        pool: Pool,
+        arena: Arena,
+        format: str,
+        codes: NDArray[Any],
+        scales: NDArray[Any],
+        dtype: str,
+        offsets: NDArray[Any] | None,
+        offset: str,
+        rows: int,
+        cols: int,
+        group: int,
+        factor: float,
+        table: list[float],
+        order: list[int],
+    ) -> Weight:
+        """Pack codes (int8 [rows, cols], or two of 4 bits a byte) with scales [rows, groups] of `dtype`."""
+
+    @staticmethod
+    def rounded(
+        pool: Pool, arena: Arena, isa: str, array: NDArray[Any], dtype: str, format: str, group: int
+    ) -> Weight:
+        """Round a dense matrix to int8 or int4 while it is packed: see octavo/ops/rounding.py."""
+
+    @staticmethod
     def vector(arena: Arena, array: NDArray[np.float32]) -> Weight: ...
     @property
     def nbytes(self) -> int: ...
@@ -69,7 +94,8 @@ class Plan:
         logit_rows: int,
         block_size: int,
         max_blocks: int,
-        bf16: bool,
+        dense: str,
+        quantized: str,
         cache: str,
     ) -> None: ...
     def slot(self, width: int, logit_rows: bool) -> int:

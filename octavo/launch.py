@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from octavo.build.bind import bind
 from octavo.build.declare import declare
 from octavo.build.load import load
-from octavo.build.quantize import quantize
+from octavo.build.quantize import quantize, roundings
 from octavo.build.shard import shard
 from octavo.config import machine
 from octavo.config.arch import Arch, read_arch
@@ -41,6 +41,7 @@ from octavo.pipeline.stop import EndTokens, end_tokens
 from octavo.pipeline.template import ChatTemplate, load_template
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.pipeline.vocab import read_json
+from octavo.quant.online import Rounding
 from octavo.runner.memory import CacheBudget, CacheShape
 from octavo.runner.runner import Runner
 from octavo.runner.sampling import Sampler
@@ -66,6 +67,8 @@ _PRECISIONS = {
     "float16": Precision("float32", "float16"),
     "bfloat16": Precision("bfloat16", "bfloat16"),
 }
+_SEEN = {"auto": "int8", "int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
+"""--activation-dtype -> Precision.quantized."""
 _STEP_TOKENS = 1024
 """Default of max_num_batched_tokens: enough rows for the matrix kernels' full speed."""
 _STEP_TARGET_S = 0.25
@@ -99,6 +102,7 @@ class _Plan:
     dtype: str
     checkpoint: Checkpoint | DummyWeights
     decoder: Decoder
+    roundings: Mapping[str, Rounding]
     precision: Precision
     limits: Limits
     cache: CacheShape
@@ -157,8 +161,9 @@ def _decide(config: EngineConfig) -> _Plan:
     else:
         checkpoint = open_checkpoint(folder, config.load_format)
     decoder = shard(quantize(declare(arch, dtype)))
+    rounded = roundings(decoder, config.quantization)
     precision = _precision(config, dtype)
-    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype)
+    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded)
     if free_bytes <= 0:
         raise OutOfMemory(
             f"The weights need {-free_bytes / 2**30:.1f} GiB more memory than the "
@@ -185,7 +190,7 @@ def _decide(config: EngineConfig) -> _Plan:
         max_model_len=max_model_len,
     )
     cache = CacheShape.fit(budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs)
-    return _Plan(folder, arch, dtype, checkpoint, decoder, precision, limits, cache)
+    return _Plan(folder, arch, dtype, checkpoint, decoder, rounded, precision, limits, cache)
 
 
 def _folder(config: EngineConfig) -> Path:
@@ -211,7 +216,12 @@ def _dtype(config: EngineConfig, arch: Arch) -> str:
 
 
 def _precision(config: EngineConfig, dtype: str) -> Precision:
-    precision = _PRECISIONS[dtype]
+    quantized = _SEEN.get(config.activation_dtype)
+    if quantized is None:
+        raise ConfigError(
+            f"No activation dtype {config.activation_dtype!r}.", hint=f"Choose one of: {', '.join(_SEEN)}."
+        )
+    precision = replace(_PRECISIONS[dtype], quantized=quantized)
     if config.kv_cache_dtype == "auto":
         return precision
     if config.kv_cache_dtype not in _DTYPES:
@@ -219,14 +229,19 @@ def _precision(config: EngineConfig, dtype: str) -> Precision:
             f"No KV cache dtype {config.kv_cache_dtype!r} yet.",
             hint=f"Choose auto or one of: {', '.join(_DTYPES)}.",
         )
-    return Precision(precision.activation, _DTYPES[config.kv_cache_dtype])
+    return replace(precision, cache=_DTYPES[config.kv_cache_dtype])
 
 
-def _weight_bytes(decoder: Decoder, checkpoint: Checkpoint | DummyWeights, dtype: str) -> int:
+def _weight_bytes(
+    decoder: Decoder, checkpoint: Checkpoint | DummyWeights, dtype: str, rounded: Mapping[str, Rounding]
+) -> int:
     """What the packed weights will take; float32 checkpoints shrink when they are rounded."""
     width = 4 if dtype == "float32" else 2
-    dense = sum(width * _product(param.shape) for _, param in decoder.named_params())
-    return dense if isinstance(checkpoint, DummyWeights) else min(dense, checkpoint.nbytes)
+    dense = sum(
+        rounded[name].nbytes(param) if name in rounded else width * _product(param.shape)
+        for name, param in decoder.named_params()
+    )
+    return dense if isinstance(checkpoint, DummyWeights) or rounded else min(dense, checkpoint.nbytes)
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -293,12 +308,13 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
             threads=threads,
         )
     log.info(
-        "%s (%s), %s layers, vocabulary %s, %s on %s%s, %d threads",
+        "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %d threads",
         config.model or "pocket (bundled)",
         plan.arch.architecture,
         plan.arch.layers,
         f"{plan.arch.vocab:,}",
         plan.dtype,
+        f" rounded to {config.quantization}" if plan.roundings else "",
         config.backend,
         f" ({isa})" if (isa := getattr(model, "isa", None)) else "",
         threads,

@@ -6,7 +6,7 @@ so that the peak while loading stays near one copy of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from octavo.layers.decoder import Decoder
 from octavo.models import names
 from octavo.models.names import Source
 from octavo.ops.contract import Param
-from octavo.ops.layouts import FLOATS, Dense, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Layout, f32_to_bf16
+from octavo.quant.online import Rounding
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
 
@@ -34,21 +35,24 @@ def load(
     dtype: str,
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[Param, Dense]]:
+    roundings: Mapping[str, Rounding] | None = None,
+) -> Iterator[tuple[Param, Layout]]:
     """Every Param of `model` (named by declare) with its weights; `dtype` is the resolved --dtype.
 
     Vectors come as float32. Matrices and tables keep their stored dtype, but what is stored wider than
     `dtype` (float32 under bfloat16 or float16) is rounded to it. The arrays may be read-only views of the
     file: pack or copy them before asking for the next item, lest their pages be read again. `on_bytes` gets
-    the bytes read since it was last called.
+    the bytes read since it was last called. The matrices that `roundings` names come marked to be rounded
+    while they are packed, from their stored dtype.
 
     Raises CheckpointError at once for missing and left-over tensors, on the way for wrong shapes and dtypes.
     """
     params = [param for _, param in model.named_params()]
+    rounded = roundings or {}
     if isinstance(checkpoint, DummyWeights):
-        return _made(params, checkpoint, on_bytes)
+        return _made(params, checkpoint, on_bytes, rounded)
     wanted = [(param, names.sources(model, param)) for param in params]
-    return stream(wanted, checkpoint, dtype, lambda name: names.may_be_unused(model, name), on_bytes)
+    return stream(wanted, checkpoint, dtype, lambda name: names.may_be_unused(model, name), on_bytes, rounded)
 
 
 def stream(
@@ -57,13 +61,14 @@ def stream(
     dtype: str,
     may_be_unused: Callable[[str], bool],
     on_bytes: Callable[[int], None],
-) -> Iterator[tuple[Param, Dense]]:
+    roundings: Mapping[str, Rounding] | None = None,
+) -> Iterator[tuple[Param, Layout]]:
     """`load` for Params whose sources are known."""
     present = set(checkpoint.names())
     found = [_Found(param, source, _find(source, present)) for param, source in wanted]
     _refuse_missing(checkpoint.folder, found)
     _refuse_left_over(checkpoint, present - {name for item in found for name in item.names}, may_be_unused)
-    return _read(found, checkpoint, dtype, on_bytes)
+    return _read(found, checkpoint, dtype, on_bytes, roundings or {})
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,19 @@ def _refuse_left_over(checkpoint: Checkpoint, unused: set[str], may_be_unused: C
 
 
 def _read(
-    found: list[_Found], checkpoint: Checkpoint, dtype: str, on_bytes: Callable[[int], None]
-) -> Iterator[tuple[Param, Dense]]:
+    found: list[_Found],
+    checkpoint: Checkpoint,
+    dtype: str,
+    on_bytes: Callable[[int], None],
+    roundings: Mapping[str, Rounding],
+) -> Iterator[tuple[Param, Layout]]:
     for item in found:
         parts = [_part(item, part, name, checkpoint) for part, name in enumerate(item.names)]
         size = sum(part.nbytes for part in parts)
-        tensor = _converted(_joined(parts), item, dtype, checkpoint)
+        rounding = roundings.get(item.param.name)
+        tensor = _converted(_joined(parts), item, "float32" if rounding else dtype, checkpoint)
         del parts
-        yield item.param, tensor
+        yield item.param, rounding(tensor) if rounding else tensor
         del tensor
         for name in item.names:
             checkpoint.release(name)
@@ -126,12 +136,16 @@ def _read(
 
 
 def _made(
-    params: list[Param], dummy: DummyWeights, on_bytes: Callable[[int], None]
-) -> Iterator[tuple[Param, Dense]]:
+    params: list[Param],
+    dummy: DummyWeights,
+    on_bytes: Callable[[int], None],
+    roundings: Mapping[str, Rounding],
+) -> Iterator[tuple[Param, Layout]]:
     for param in params:
         tensor = dummy.make(param)
         size = tensor.nbytes
-        yield param, tensor
+        rounding = roundings.get(param.name)
+        yield param, rounding(tensor) if rounding else tensor
         del tensor
         on_bytes(size)
 

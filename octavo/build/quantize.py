@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.errors import UnsupportedModel
 from octavo.layers.decoder import Decoder
+from octavo.quant.online import GROUPS, Rounding, method_of
 
 Mark = Callable[[Decoder, dict[str, Any]], Decoder]
 
@@ -32,3 +33,22 @@ def quantize(model: Decoder) -> Decoder:
             hint="Use an unquantized checkpoint of the same model.",
         )
     return FORMATS[method](model, config)
+
+
+def roundings(model: Decoder, method: str | None) -> Mapping[str, Rounding]:
+    """--quantization: the matrices of a declared model by name, with how each is rounded while it is loaded.
+
+    int8 rounds every matrix to 8 bits; int4 rounds to 4 bits, but the embedding and the output matrix, whose
+    errors no later layer evens out, to 8. A checkpoint that is quantized stays as it is. ConfigError for
+    another method.
+    """
+    if method is None or model.arch.quantization:
+        return {}
+    method = method_of(method)
+    careful = {id(model.embed.weight), id(model.head.weight)}
+    found = {}
+    for name, param in model.named_params():
+        if param.kind == "matrix" or id(param) in careful:
+            bits = 8 if method == "int8" or id(param) in careful else 4
+            found[name] = Rounding(bits, GROUPS[bits])
+    return found

@@ -21,6 +21,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """auto, safetensors, pt, dummy, npcache."""
     dtype: str = "auto"
     """auto, half, float16, bfloat16, float, float32."""
+    quantization: str | None = None
+    """int8 or int4: round a dense checkpoint's matrices while they are loaded; quantized ones stay so."""
+    activation_dtype: str = "auto"
+    """What quantized matrices see of their input: auto and int8 (blocks of 32), bf16 or fp32."""
     backend: str = "native"
     """native, numpy or torch."""
     hf_overrides: dict[str, Any] = msgspec.field(default_factory=dict)

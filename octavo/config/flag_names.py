@@ -69,7 +69,7 @@ disable-access-log-for-endpoints enable-log-outputs? enable-log-deltas? max-log-
 """
 
 DECIDED = """
-tokenizer-mode code-revision hf-config-path quantization|-q quantization-config{}
+tokenizer-mode code-revision hf-config-path quantization-config{}
 allow-deprecated-quantization? config-format model-impl model-class-overrides{} disable-sliding-window?
 model-loader-extra-config ignore-patterns* use-tqdm-on-load? prefix-caching-hash-algo
 prefix-cache-retention-interval prefix-match-unit enable-chunked-prefill? long-prefill-token-threshold
@@ -118,7 +118,6 @@ REASONS: dict[str, str] = {
     "enable-chunked-prefill": "prompts are always computed in chunks.",
     "swap-space": "preempted requests are recomputed, never swapped.",
     "preemption-mode": "preempted requests are recomputed, never swapped.",
-    "quantization": "the checkpoint says how its weights are stored.",
     "headless": "this process serves the API and runs the engine.",
     "disable-sliding-window": "windows are computed as the checkpoint says.",
     "tokenizer-mode": "the tokenizer is chosen from the checkpoint's files.",

@@ -47,6 +47,20 @@ _MODEL = (
     ),
     Flag("dtype", "str", "engine.dtype", "Rounding of the activations; all work on any CPU.", choices=DTYPES),
     Flag(
+        "quantization",
+        "str",
+        "engine.quantization",
+        "int8 or int4: round plain weights while they are loaded; else how the checkpoint is stored.",
+        aliases=("-q",),
+    ),
+    Flag(
+        "activation-dtype",
+        "str",
+        "engine.activation_dtype",
+        "What 4- and 8-bit matrices see of their input: int8 (auto), or bf16 or fp32 to keep more of it.",
+        choices=("auto", "int8", "bf16", "fp32"),
+    ),
+    Flag(
         "hf-overrides",
         "json",
         "rule.hf_overrides",

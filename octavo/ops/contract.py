@@ -113,6 +113,8 @@ class Precision:
     activation: str = "float32"
     cache: str = "float32"
     """KV entries: float32, float16 or bfloat16."""
+    quantized: str = "int8"
+    """What a quantized matrix sees of its input: int8 (blocks of 32 with a scale), bfloat16, float32."""
 
 
 @dataclass(frozen=True)

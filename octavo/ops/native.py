@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from octavo import _native
 from octavo.errors import ConfigError
 from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
-from octavo.ops.layouts import Layout
+from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, Online, smallest_float
 from octavo.ops.trace import Graph, Node
 
 _KINDS = (
@@ -52,11 +52,51 @@ def choose_isa(name: str | None = None) -> str:
     return wanted
 
 
-def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout) -> _native.Weight:
+def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout, isa: str) -> _native.Weight:
     """A weight in the kernels' form; the layout's own memory is not kept."""
     if param.kind == "vector":
         return _native.Weight.vector(arena, np.ascontiguousarray(layout.dequantize()))
-    return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
+    if isinstance(layout, Dense):
+        return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
+    if isinstance(layout, Online):
+        source = np.ascontiguousarray(layout.dense.data)
+        bits, group = f"int{layout.bits}", _kernel_group(layout.group, layout.shape[1])
+        return _native.Weight.rounded(pool, arena, isa, source, layout.dense.dtype, bits, group)
+    return _pack_quantized(pool, arena, layout)
+
+
+def _pack_quantized(
+    pool: _native.Pool, arena: _native.Arena, layout: Int8 | Int4Group | Lut4
+) -> _native.Weight:
+    """Codes as they are; scales and offsets in the smallest float that holds them all exactly."""
+    kind, offsets = layout.offsets
+    dtype = smallest_float(layout.scale, *(() if offsets is None else (offsets,)))
+    table, factor = layout.whole_table() if isinstance(layout, Lut4) else ((), 1.0)
+    order = layout.order if isinstance(layout, Int4Group) else None
+    return _native.Weight.quantized(
+        pool,
+        arena,
+        layout.kind,
+        np.ascontiguousarray(layout.codes),
+        np.ascontiguousarray(Dense.of(layout.scale, dtype).data),
+        dtype,
+        None if offsets is None else np.ascontiguousarray(Dense.of(offsets, dtype).data),
+        kind,
+        *layout.shape,
+        _kernel_group(layout.group, layout.shape[1]),
+        factor,
+        list(table),
+        [] if order is None else [int(column) for column in order],
+    )
+
+
+def _kernel_group(group: int, cols: int) -> int:
+    """The group as the kernels count it; one that holds the whole row may be of any size."""
+    if group >= cols:
+        return -(-cols // 32) * 32
+    if group % 32:
+        raise ValueError(f"the kernels need groups of a multiple of 32 columns, not {group}")
+    return group
 
 
 class NativeRunnable:
@@ -78,7 +118,7 @@ class NativeRunnable:
         self.isa = choose_isa(isa)
         self.pool = _native.Pool(threads, list(cpus))
         arena = _native.Arena()
-        weights = {param.name: pack(self.pool, arena, param, layout) for param, layout in tensors}
+        weights = {param.name: pack(self.pool, arena, param, layout, self.isa) for param, layout in tensors}
         self.plan = _native.Plan(
             self.pool,
             self.isa,
@@ -87,7 +127,8 @@ class NativeRunnable:
             logit_rows=limits.logit_rows,
             block_size=limits.block_size,
             max_blocks=-(-limits.max_model_len // limits.block_size),
-            bf16=precision.activation == "bfloat16",
+            dense=precision.activation,
+            quantized=precision.quantized,
             cache=precision.cache,
         )
         for spec in specs:

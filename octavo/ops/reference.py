@@ -19,7 +19,8 @@ from octavo.ops.contract import (
     Precision,
     Rope,
 )
-from octavo.ops.layouts import FLOATS, Dense, Layout, bf16_to_f32, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Layout, Online, bf16_to_f32, f32_to_bf16
+from octavo.ops.rounding import round_input
 
 F32 = NDArray[Any]
 """A float32 array (NumPy's types lose the width in arithmetic, so the checker is told less)."""
@@ -31,6 +32,11 @@ class Model(Protocol):
     def __call__(self, op: Ops) -> Any: ...
 
     def attention_specs(self) -> tuple[AttentionSpec, ...]: ...
+
+
+def settled(layout: Layout) -> Layout:
+    """A layout whose numbers are there: what is to be rounded while it is packed is rounded now."""
+    return layout.rounded() if isinstance(layout, Online) else layout
 
 
 def store(values: F32, dtype: str) -> NDArray[Any]:
@@ -130,12 +136,11 @@ class NumpyOps:
         return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
 
     def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
-        layout = self.weights[table.name]
-        return Dense(layout.data[ids], layout.dtype).dequantize()
+        return self.weights[table.name].take(ids).dequantize()
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
-        if self.precision.activation == "bfloat16":
-            x = bf16_to_f32(f32_to_bf16(x))
+        precision = self.precision
+        x = round_input(x, self.weights[weight.name], precision.activation, precision.quantized)
         y = x @ self._weight(weight).T
         if bias is not None:
             y = y + self._weight(bias)
@@ -252,7 +257,7 @@ class NumpyRunnable:
         self, model: Model, tensors: Mapping[str, Layout], precision: Precision, limits: Limits
     ) -> None:
         self.model = model
-        self.tensors = tensors
+        self.tensors = {name: settled(layout) for name, layout in tensors.items()}
         self.precision = precision
         self.limits = limits
         self.cache: PagedCache | None = None

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
-from octavo.ops.layouts import Layout
-from octavo.ops.reference import Model, inverse_frequencies
+from octavo.ops.layouts import Dense, Layout
+from octavo.ops.reference import Model, inverse_frequencies, settled
+from octavo.ops.rounding import round_input
 
 Tensor = Any
 """A torch.Tensor; torch is not there for the type checker."""
@@ -31,8 +32,10 @@ def _torch() -> Any:
 
 
 def to_tensor(layout: Layout) -> Tensor:
-    """A layout as a torch tensor of the same dtype, in memory of its own."""
+    """A layout as a torch tensor in memory of its own: dense ones keep their dtype, others are widened."""
     torch = _torch()
+    if not isinstance(layout, Dense):
+        return torch.from_numpy(np.array(layout.dequantize(), np.float32))
     if layout.dtype == "bfloat16":
         return torch.from_numpy(layout.data.view(np.int16).copy()).view(torch.bfloat16)
     return torch.from_numpy(layout.data.copy())
@@ -41,6 +44,7 @@ def to_tensor(layout: Layout) -> Tensor:
 class TorchOps:
     """One step's ops: contract.Ops over float32 torch tensors. `weights` maps Param names to tensors.
 
+    `quantized` maps the quantized ones to their layouts (how an input is rounded depends on it).
     `cache` holds for each layer a pair (keys, values) of tensors [blocks, block_size, kv_heads, head_dim].
     """
 
@@ -50,9 +54,11 @@ class TorchOps:
         precision: Precision,
         cache: Sequence[tuple[Tensor, Tensor]] | None,
         batch: Batch,
+        quantized: Mapping[str, Layout] | None = None,
     ) -> None:
         self.torch = _torch()
         self.weights = weights
+        self.quantized = quantized or {}
         self.precision = precision
         self.cache = cache
         self.batch = batch
@@ -71,7 +77,11 @@ class TorchOps:
         return self.weights[table.name][ids].float()
 
     def linear(self, x: Tensor, weight: Param, bias: Param | None = None) -> Tensor:
-        if self.precision.activation == "bfloat16":
+        quantized = self.quantized.get(weight.name)
+        if quantized is not None:
+            seen = round_input(x.numpy(), quantized, self.precision.activation, self.precision.quantized)
+            x = self.torch.from_numpy(np.ascontiguousarray(seen, np.float32))
+        elif self.precision.activation == "bfloat16":
             x = x.bfloat16().float()
         added = None if bias is None else self.weights[bias.name].float()
         return self.torch.nn.functional.linear(x, self.weights[weight.name].float(), added)
@@ -203,7 +213,9 @@ class TorchRunnable:
     ) -> None:
         self.torch = _torch()
         self.model = model
-        self.weights = {name: to_tensor(layout) for name, layout in tensors.items()}
+        there = {name: settled(layout) for name, layout in tensors.items()}
+        self.weights = {name: to_tensor(layout) for name, layout in there.items()}
+        self.quantized = {name: layout for name, layout in there.items() if not isinstance(layout, Dense)}
         self.precision = precision
         self.limits = limits
         self.cache: list[tuple[Tensor, Tensor]] | None = None
@@ -220,6 +232,6 @@ class TorchRunnable:
         """Logits [len(logit_rows), vocab]."""
         with self.torch.inference_mode():
             logits: NDArray[np.float32] = self.model(
-                TorchOps(self.weights, self.precision, self.cache, batch)
+                TorchOps(self.weights, self.precision, self.cache, batch, self.quantized)
             ).numpy()
         return logits

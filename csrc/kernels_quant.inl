@@ -1,0 +1,306 @@
+// Quantized weights: part of kernels.inl.
+//
+// y[row] = factor * sum over blocks of 32 columns of scale * (activation scale * whole sum) + offsets. The whole
+// sums are exact and blocks are added in their order, whatever the number of rows.
+
+constexpr int kAhead = 12 * 64;     // bytes of prefetch distance on a dense weight stream
+constexpr int kAheadBlocks = 12;    // and in blocks of a quantized one
+constexpr int kPrefetchRows = 8;    // up to this many rows, memory is what is waited for
+constexpr int kQuads = kBlock / 4;  // four columns meet the lanes at once
+constexpr int kCandidates = 19;     // scales tried in each group of a 4-bit rounding
+constexpr int kCandidates8 = 5;     // and of an 8-bit one
+
+inline Vec load_scales(const uint8_t* p, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f32:
+      return load(reinterpret_cast<const float*>(p));
+    case Dtype::f16:
+      return load_f16(reinterpret_cast<const uint16_t*>(p));
+    default:
+      return load_bf16(reinterpret_cast<const uint16_t*>(p));
+  }
+}
+
+// What stands before a group: scales, and what is added for each activation.
+struct GroupHead {
+  Vec scale, offset;
+};
+
+inline GroupHead group_head(const PackedMatrix& w, const uint8_t* header, int group) {
+  const uint8_t* p = header + w.scales_bytes() * static_cast<size_t>(group);
+  GroupHead head{load_scales(p, w.dtype), zero()};
+  if (w.offset == Offset::none) return head;
+  const Vec raw = load_scales(p + w.scales_bytes() / 2, w.dtype);
+  head.offset = w.offset == Offset::minimum ? raw : zero() - head.scale * raw;
+  return head;
+}
+
+// Calls f(head, block, codes) for every block of a tile in order.
+template <class F>
+inline void each_block(const PackedMatrix& w, const uint8_t* p, F f) {
+  const int64_t blocks = w.blocks(), per_group = w.group / kBlock;
+  const size_t header_bytes = w.header_bytes(), block_bytes = w.block_bytes();
+  const int groups = w.header_groups();
+  for (int64_t b = 0; b < blocks;) {
+    const uint8_t* header = p;
+    p += header_bytes;
+    for (int g = 0; g < groups && b < blocks; ++g) {
+      const GroupHead head = group_head(w, header, g);
+      for (const int64_t end = std::min(blocks, b + per_group); b < end; ++b, p += block_bytes) f(head, b, p);
+    }
+  }
+}
+
+// The number that a code of zero columns stands for, taken off as a whole number.
+inline int32_t code_bias(const PackedMatrix& w) {
+  if (w.format == Format::int4) return w.offset == Offset::none ? 8 : 0;
+  return kBias8;
+}
+
+// Calls f(quad, codes of columns 4*quad ..) for the eight quads of a block.
+template <Format F, class Do>
+inline void each_quad(const uint8_t* p, Do f) {
+  if constexpr (F == Format::int8) {
+    for (int q = 0; q < kQuads; ++q) f(q, load_bytes(p + 64 * q));
+  } else {
+    for (int q = 0; q < kQuads / 2; ++q) {
+      const Bytes both = load_bytes(p + 64 * q);
+      f(q, low_nibbles(both));
+      f(q + kQuads / 2, high_nibbles(both));
+    }
+  }
+}
+
+template <int M>
+inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const Vec* sums) {
+  const int64_t first = tile * kTile;
+  const int n = static_cast<int>(std::min<int64_t>(kTile, a.weight.rows - first));
+  const Vec bias = a.bias ? load(a.bias + first, n) : zero(), factor = set1(a.weight.factor);
+  for (int m = 0; m < M; ++m) {
+    const Vec y = a.weight.factor == 1.0f ? sums[m] : sums[m] * factor;
+    store(a.out.row(row + m) + first, a.bias ? y + bias : y, n);
+  }
+}
+
+template <int M, Format F>
+void quant_tile(const LinearArgs& a, int64_t row, int64_t tile) {
+  const PackedMatrix& w = a.weight;
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(tile) * w.tile_bytes();
+  const QuantizedRows& x = a.x_int8;
+  const int64_t blocks = x.blocks;
+  const int8_t* codes = x.codes + row * blocks * kBlock;
+  const float *scales = x.scales + row * blocks, *totals = x.sums + row * blocks;
+  const int32_t* biases = x.biases + row * blocks;
+  const bool offset = w.offset != Offset::none;
+  constexpr int bytes = F == Format::int8 ? 512 : 256;
+  Bytes table{};
+  if constexpr (F == Format::lut4) table = repeat16(w.table->bytes);
+  Vec y[M];
+  for (int m = 0; m < M; ++m) y[m] = zero();
+  each_block(w, data, [&](const GroupHead& head, int64_t b, const uint8_t* p) {
+    if (M <= kPrefetchRows)
+      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
+    Ints s[M];
+    for (int m = 0; m < M; ++m) s[m] = ints(biases[m * blocks + b]);
+    each_quad<F>(p, [&](int q, Bytes c) {
+      if constexpr (F == Format::lut4) c = lookup(table, c);
+      for (int m = 0; m < M; ++m) {
+        const int8_t* four_columns = codes + (m * blocks + b) * kBlock + 4 * q;
+        if constexpr (F == Format::int4) s[m] = dot4(s[m], c, four_columns);
+        else s[m] = dot8(s[m], c, four_columns);
+      }
+    });
+    for (int m = 0; m < M; ++m) y[m] = fma(to_float(s[m]), head.scale * set1(scales[m * blocks + b]), y[m]);
+    if (offset)
+      for (int m = 0; m < M; ++m) y[m] = fma(head.offset, set1(totals[m * blocks + b]), y[m]);
+  });
+  finish_quant<M>(a, row, tile, y);
+}
+
+// The codes of one column as the float32 numbers they stand for, before scale and offset.
+template <Format F>
+inline Vec widen(const PackedMatrix& w, Bytes c, int i, Vec bias) {
+  if constexpr (F == Format::lut4) return lookup(w.table->values, column(c, i));
+  else return to_float(column(c, i)) - bias;
+}
+
+// The same product with float32 activations.
+template <int M, Format F>
+void quant_tile_float(const LinearArgs& a, int64_t row, int64_t tile) {
+  const PackedMatrix& w = a.weight;
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(tile) * w.tile_bytes();
+  const float* x = a.x + row * a.x_stride;
+  const Vec bias = set1(F == Format::int8 ? 128.0f : w.offset == Offset::none ? 8.0f : 0.0f);
+  const bool offset = w.offset != Offset::none;
+  Vec y[M];
+  for (int m = 0; m < M; ++m) y[m] = zero();
+  each_block(w, data, [&](const GroupHead& head, int64_t b, const uint8_t* p) {
+    if (M <= kPrefetchRows)
+      for (int line = 0; line < static_cast<int>(w.block_bytes()); line += 64)
+        __builtin_prefetch(p + kAheadBlocks * w.block_bytes() + line);
+    Vec s[M];
+    for (int m = 0; m < M; ++m) s[m] = zero();
+    const int64_t left = w.cols - b * kBlock;
+    each_quad<F>(p, [&](int q, Bytes c) {
+      for (int i = 0; i < 4; ++i) {
+        const int k = 4 * q + i;
+        if (k >= left) break;
+        const Vec number = widen<F>(w, c, i, bias);
+        for (int m = 0; m < M; ++m) s[m] = fma(number, set1(x[m * a.x_stride + b * kBlock + k]), s[m]);
+      }
+    });
+    for (int m = 0; m < M; ++m) y[m] = fma(s[m], head.scale, y[m]);
+    if (offset) {
+      for (int m = 0; m < M; ++m) {
+        float total = 0;
+        for (int k = 0; k < std::min<int64_t>(kBlock, left); ++k) total += x[m * a.x_stride + b * kBlock + k];
+        y[m] = fma(head.offset, set1(total), y[m]);
+      }
+    }
+  });
+  finish_quant<M>(a, row, tile, y);
+}
+
+template <int M, Format F>
+void quant_format(const LinearArgs& a, int64_t row, int64_t tile) {
+  if (a.x_int8.codes) return quant_tile<M, F>(a, row, tile);
+  constexpr int step = M < 4 ? M : 4;
+  for (int m = 0; m + step <= M; m += step) quant_tile_float<step, F>(a, row + m, tile);
+  for (int m = M - M % step; m < M; ++m) quant_tile_float<1, F>(a, row + m, tile);
+}
+
+template <int M>
+void quant_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+  switch (a.weight.format) {
+    case Format::int8:
+      return quant_format<M, Format::int8>(a, row, tile);
+    case Format::int4:
+      return quant_format<M, Format::int4>(a, row, tile);
+    default:
+      return quant_format<M, Format::lut4>(a, row, tile);
+  }
+}
+
+// Blocks of 32: scale = largest / 127, code = x * (127 / largest) rounded to nearest even.
+void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row) {
+  const float bias = static_cast<float>(code_bias(weight));
+  for (int64_t b = 0; b < out.blocks; ++b) {
+    const int left = static_cast<int>(std::min<int64_t>(kBlock, n - b * kBlock));
+    const float* p = x + b * kBlock;
+    const Vec first = load(p, std::min(left, 16)), second = left > 16 ? load(p + 16, left - 16) : zero();
+    const Vec size = max(max(first, zero() - first), max(second, zero() - second));
+    const float most = largest(size);
+    const Vec inverse = set1(most > 0 ? 127.0f / most : 0.0f);
+    const Vec q0 = round(first * inverse), q1 = round(second * inverse);
+    const int64_t at = row * out.blocks + b;
+    store_int8(out.codes + at * kBlock, q0);
+    store_int8(out.codes + at * kBlock + 16, q1);
+    const float total = sum(q0 + q1);
+    out.scales[at] = most / 127.0f;
+    out.sums[at] = total * out.scales[at];
+    out.biases[at] = std::isfinite(total) ? -static_cast<int32_t>(total * bias) : 0;
+  }
+}
+
+// One row of the matrix, the table of an embedding.
+void quant_matrix_row(const PackedMatrix& w, const uint8_t* tile, int64_t lane, float* out) {
+  const float bias = w.format == Format::int8 ? 128.0f : w.offset == Offset::none ? 8.0f : 0.0f;
+  each_block(w, tile, [&](const GroupHead& head, int64_t b, const uint8_t* p) {
+    float scale[16], offset[16];
+    store(scale, head.scale);
+    store(offset, head.offset);
+    const int64_t n = std::min<int64_t>(kBlock, w.cols - b * kBlock);
+    for (int64_t k = 0; k < n; ++k) {
+      const int64_t column = w.format == Format::int8 ? k : k % 16;
+      const uint8_t byte = p[column / 4 * 64 + lane * 4 + column % 4];
+      const int code = w.format == Format::int8 ? byte : k < 16 ? byte & 15 : byte >> 4;
+      const float number = w.format == Format::lut4 ? w.table->values[code] : static_cast<float>(code) - bias;
+      out[b * kBlock + k] = (number * scale[lane] + offset[lane]) * w.factor;
+    }
+  });
+}
+
+// x turned round: columns [0, cols padded to 32), sixteen rows side by side, missing ones zero.
+void turn_tile(const void* source, Dtype dtype, const PackedMatrix& shape, int64_t tile, float* out) {
+  const int64_t rows = std::min<int64_t>(kTile, shape.rows - tile * kTile), cols = shape.cols;
+  std::fill_n(out, shape.blocks() * kBlock * kTile, 0.0f);
+  for (int64_t k0 = 0; k0 < cols; k0 += 16) {
+    const int n = static_cast<int>(std::min<int64_t>(16, cols - k0));
+    for (int64_t lane = 0; lane < rows; ++lane) {
+      const int64_t at = (tile * kTile + lane) * cols + k0;
+      float values[16];
+      uint16_t halves[16] = {};
+      if (dtype == Dtype::f32) {
+        store(values, load(static_cast<const float*>(source) + at, n));
+      } else {
+        std::memcpy(halves, static_cast<const uint16_t*>(source) + at, sizeof(uint16_t) * static_cast<size_t>(n));
+        store(values, dtype == Dtype::f16 ? load_f16(halves) : load_bf16(halves));
+      }
+      for (int i = 0; i < n; ++i) out[(k0 + i) * kTile + lane] = values[i];
+    }
+  }
+}
+
+// The scale of each lane's group x [n, 16] that leaves the least squared error, among `tries` grids around the one
+// whose end is the largest number; for each the best scale by least squares is (sum x q) / (sum q q), and what it
+// explains of sum x x is (sum x q)^2 / (sum q q).
+Vec best_scale(const float* x, int64_t n, float low, float high, int tries, float step) {
+  Vec most = zero(), least = zero();
+  for (int64_t k = 0; k < n; ++k) {
+    most = max(most, load(x + k * kTile));
+    least = min(least, load(x + k * kTile));
+  }
+  // The number of largest size meets the longer end of the grid, the negative one: scales may be negative.
+  const Vec far = choose(most, zero() - least, most, least);
+  const Vec end = choose(max(far, zero() - far), zero(), far, set1(1.0f));
+  Vec best = zero(), best_gain = zero();
+  for (int t = 0; t < tries; ++t) {
+    const Vec inverse = set1(low + step * static_cast<float>(t - tries / 2)) / end;
+    Vec xq = zero(), qq = zero();
+    for (int64_t k = 0; k < n; ++k) {
+      const Vec v = load(x + k * kTile), q = max(set1(low), min(set1(high), round(v * inverse)));
+      xq = fma(v, q, xq);
+      qq = fma(q, q, qq);
+    }
+    const Vec some = max(qq, set1(1.0f)), gain = xq * xq / some;
+    best = choose(gain, best_gain, xq / some, best);
+    best_gain = max(gain, best_gain);
+  }
+  return best;
+}
+
+void round_tile(const void* source, Dtype dtype, const PackedMatrix& shape, int64_t tile, void* out) {
+  static thread_local std::vector<float> turned;
+  turned.resize(static_cast<size_t>(shape.blocks() * kBlock * kTile));
+  float* x = turned.data();
+  turn_tile(source, dtype, shape, tile, x);
+  const bool wide = shape.format == Format::int8;
+  const float low = wide ? -127.0f : -8.0f, high = wide ? 127.0f : 7.0f;
+  const int64_t per_group = shape.group / kBlock, blocks = shape.blocks();
+  auto* p = static_cast<uint8_t*>(out);
+  for (int64_t b = 0; b < blocks;) {
+    uint8_t* header = p;
+    p += shape.header_bytes();
+    for (int g = 0; g < shape.header_groups() && b < blocks; ++g) {
+      const int64_t end = std::min(blocks, b + per_group);
+      const Vec exact = best_scale(x + b * kBlock * kTile, (end - b) * kBlock, low, high,
+                                   wide ? kCandidates8 : kCandidates, wide ? 0.5f : 0.1f);
+      auto* stored = reinterpret_cast<uint16_t*>(header + shape.scales_bytes() * static_cast<size_t>(g));
+      store_bf16(stored, exact);
+      const Vec scale = load_bf16(stored), size = max(scale, zero() - scale);
+      const Vec inverse = choose(size, zero(), set1(1.0f) / choose(size, zero(), scale, set1(1.0f)), zero());
+      const auto code = [&](int64_t block, int k) {
+        const Vec v = load(x + (block * kBlock + k) * kTile);
+        return max(set1(low), min(set1(high), round(v * inverse))) + set1(wide ? 128.0f : 8.0f);
+      };
+      const auto both = [&](int64_t block, int k) { return fma(code(block, k + 16), set1(16.0f), code(block, k)); };
+      for (; b < end; ++b, p += shape.block_bytes()) {
+        for (int q = 0; q < (wide ? kQuads : kQuads / 2); ++q) {
+          const int k = 4 * q;
+          if (wide) store_bytes(p + 64 * q, join(code(b, k), code(b, k + 1), code(b, k + 2), code(b, k + 3)));
+          else store_bytes(p + 64 * q, join(both(b, k), both(b, k + 1), both(b, k + 2), both(b, k + 3)));
+        }
+      }
+    }
+  }
+}

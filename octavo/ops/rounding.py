@@ -1,0 +1,79 @@
+"""How numbers are rounded on the way into quantized products: the slow twin of csrc/kernels_quant.inl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, bf16_to_f32, f32_to_bf16, pack4
+
+F32 = NDArray[Any]
+
+BLOCK = 32
+"""Columns that share the scale of an activation."""
+
+
+def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
+    """What a matrix sees of its input x [n, cols], as float32.
+
+    `dense` is what dense matrices see (float32 or bfloat16), `quantized` what quantized ones do (also int8).
+    A table of numbers that are not whole sees float32 where others see int8.
+    """
+    seen = dense if isinstance(layout, Dense) else quantized
+    if seen == "int8":
+        if isinstance(layout, Lut4) and not layout.whole:
+            return x
+        order = layout.order if isinstance(layout, Int4Group) else None
+        if order is None:
+            return round_int8(x)
+        out = np.empty_like(x)
+        out[:, order] = round_int8(x[:, order])
+        return out
+    return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
+
+
+def round_int8(x: F32) -> F32:
+    """Blocks of 32 columns: scale = largest / 127, the nearest of 255 numbers, ties to even."""
+    cols = x.shape[1]
+    blocks = np.pad(x, ((0, 0), (0, -cols % BLOCK))).reshape(x.shape[0], -1, BLOCK).astype(np.float32)
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    inverse = np.float32(127) / np.where(most > 0, most, np.float32(1))
+    codes = np.rint(blocks * np.where(most > 0, inverse, np.float32(0)))
+    values: F32 = (codes * (most / np.float32(127))).reshape(x.shape[0], -1)[:, :cols]
+    return values
+
+
+def round_matrix(values: F32, bits: int, group: int) -> Int8 | Int4Group:
+    """Round [rows, cols] to 8 or 4 bits with one bfloat16 scale for each `group` columns of a row.
+
+    Several grids are tried in each group, around the one whose end is the number of largest size; for each
+    the best scale is (sum x q) / (sum q q), and the one that leaves the least squared error wins.
+    """
+    rows, cols = values.shape
+    groups = -(-cols // group)
+    x = np.pad(values, ((0, 0), (0, groups * group - cols))).reshape(rows, groups, group).astype(np.float32)
+    low, high, tries, step = (-127, 127, 5, 0.5) if bits == 8 else (-8, 7, 19, 0.1)
+    scale = bf16_to_f32(f32_to_bf16(_best_scale(x, low, high, tries, step)))
+    inverse = np.where(scale != 0, 1 / np.where(scale != 0, scale, 1), 0).astype(np.float32)
+    codes = np.clip(np.rint(x * inverse[..., None]), low, high).reshape(rows, -1)[:, :cols]
+    if bits == 8:
+        return Int8(codes.astype(np.int8), scale, group)
+    return Int4Group(pack4((codes + 8).astype(np.uint8)), cols, scale, group)
+
+
+def _best_scale(x: F32, low: int, high: int, tries: int, step: float) -> F32:
+    """[rows, groups] for x [rows, groups, group]."""
+    most, least = x.max(axis=-1), x.min(axis=-1)
+    far = np.where(most > -least, most, least)
+    end = np.where(far != 0, far, np.float32(1))
+    best, best_gain = np.zeros_like(end), np.zeros_like(end)
+    for i in range(tries):
+        reach = np.float32(low) + np.float32(step) * np.float32(i - tries // 2)
+        q = np.clip(np.rint(x * (reach / end)[..., None]), low, high)
+        xq, qq = (x * q).sum(axis=-1, dtype=np.float32), (q * q).sum(axis=-1, dtype=np.float32)
+        some = np.maximum(qq, np.float32(1))
+        gain = xq * xq / some
+        best, best_gain = np.where(gain > best_gain, xq / some, best), np.maximum(gain, best_gain)
+    return best
