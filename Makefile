@@ -42,6 +42,7 @@ check: $(STAMP)-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/forbidden.py
+	$(BIN)/python tools/docs.py --check
 
 test: $(STAMP)-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
