@@ -41,9 +41,11 @@ inline void each_run(int64_t n, F f) {
 inline Vec take(const float* p, int lanes) { return lanes == 16 ? load(p) : load(p, lanes); }
 inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(p, x, lanes); }
 
+// Before kernels_linear, which calls it.
+#include "kernels_quant.inl"
+
 #include "kernels_attention.inl"
 #include "kernels_linear.inl"
-#include "kernels_quant.inl"
 #include "kernels_rows.inl"
 
 }  // namespace
