@@ -31,7 +31,7 @@ def overview(commands: Mapping[str, tuple[str, str]]) -> str:
     lines += [f"  {name:<14}{text}" for name, (_, text) in commands.items()]
     lines += [
         "",
-        "Without a model, the bundled pocket model answers. A model is a directory, a file or a hub id.",
+        "Without a model, the bundled pocket model answers. A model is a directory or a hub id.",
         "octavo serve --help shows the flags by group; octavo --version the version.",
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings that do not depend on the checkpoint. None means "decide from the model and the machine"."""
 
     model: str | None = None
-    """A directory, a file or a hub id; None: the bundled pocket model."""
+    """A directory or a hub id; None: the bundled pocket model."""
     tokenizer: str | None = None
     revision: str | None = None
     tokenizer_revision: str | None = None

@@ -31,7 +31,7 @@ TASKS = ("auto", "generate", "embedding", "embed", "classify", "score", "reward"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 _MODEL = (
-    Flag("model", "str", "engine.model", "Checkpoint: a directory, a file or a hub id."),
+    Flag("model", "str", "engine.model", "Checkpoint: a directory or a hub id."),
     Flag("tokenizer", "str", "engine.tokenizer", "Tokenizer directory or hub id, when not the model's own."),
     Flag("revision", "str", "engine.revision", "Branch, tag or commit of a hub model."),
     Flag("tokenizer-revision", "str", "engine.tokenizer_revision", "The same for the tokenizer."),

@@ -80,7 +80,7 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         **keywords: Any,
     ) -> None:
-        """Load `model` (a directory, a file or a hub id; None: the bundled pocket model).
+        """Load `model` (a directory or a hub id; None: the bundled pocket model).
 
         Every flag of ``octavo serve`` is a keyword with underscores; those without effect are accepted with
         a line on stderr. Raises TypeError for an unknown keyword, ConfigError for a bad value, and
