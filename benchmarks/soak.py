@@ -50,7 +50,7 @@ BAD: tuple[dict[str, Any], ...] = (
     {"response_format": {"type": "json_schema"}},
 )
 MAX_GROWTH = 0.1
-"""Of resident memory, from the end of the warm-up (the first third) to the end: single steps are the allocator
+"""Of resident memory, from the end of the warm-up (the first third) to the end: steps are the allocator
 meeting a new worst case, as when several of the largest prompts come at once. Over hours it must be flat."""
 MAX_MORE_FILES = 4
 MAX_MORE_THREADS = 2
@@ -170,9 +170,10 @@ async def watch(pid: int, every_s: float, samples: list[dict[str, float]]) -> No
         await asyncio.sleep(every_s)
 
 
-async def soak(
-    url: str, pid: int, seconds: float, clients: int, seed: int
-) -> tuple[Soak, list[dict[str, float]]]:
+Samples = list[dict[str, float]]
+
+
+async def soak(url: str, pid: int, seconds: float, clients: int, seed: int) -> tuple[Soak, Samples]:
     """One soak; the samples of the server's resources beside it."""
     load, samples = Soak(url, seed), Samples()
     watcher = asyncio.create_task(watch(pid, max(seconds / 40, 0.25), samples))
