@@ -6,6 +6,7 @@ a cache from the last run, as in a model. Its time is the plan's own measurement
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.bench import report
+from octavo.bench.breakdown import MemoryProbe
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.stats import median
 from octavo.config import machine
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _COLD_BYTES = 256 << 20
 _MOST_COPIES = 64
+_CASE_S = 2.0
+"""A case that takes longer is timed three times only."""
 _BLOCK = 16
 _VOCAB = 16
 _HEAD_ROWS = 64
@@ -88,9 +92,10 @@ class Bench:
         self._precision = Precision(activation, dtype)
         self._item = FLOATS[dtype].itemsize
         self._dummy = DummyWeights(dtype)
+        self._probe: MemoryProbe | None = None
 
-    def linear(self, out: int, inputs: int, rows: int, cold_bytes: int | None = None) -> Case:
-        """`rows` rows times a matrix [out, inputs], over different matrices of `cold_bytes` together."""
+    def linear(self, out: int, inputs: int, rows: Sequence[int], cold_bytes: int | None = None) -> list[Case]:
+        """Each of `rows` rows times a matrix [out, inputs], over matrices of `cold_bytes` together."""
         copies = _copies(out * inputs * self._item, cold_bytes)
         table = Param((_VOCAB, inputs), kind="table", name="table")
         weights = [Param((out, inputs), kind="matrix", name=f"w{at}") for at in range(copies)]
@@ -103,16 +108,19 @@ class Bench:
                 total = ops.add(total, ops.linear(x, weight))
             return ops.take(total, given.logit_rows)
 
-        bound = self._bind(model, [table, *weights], (), rows, 1, rows + 1)
-        return Case(
-            f"linear {out}x{inputs}, {rows} row{'s' * (rows > 1)}",
-            f"linear {out}x{inputs}",
-            out * inputs * self._item,
-            2.0 * out * inputs * rows,
-            bound,
-            _batch(1, rows, rows),
-            copies,
-        )
+        bound = self._bind(model, [table, *weights], (), max(rows), 1, max(rows) + 1)
+        return [
+            Case(
+                f"linear {out}x{inputs}, {count} row{'s' * (count > 1)}",
+                f"linear {out}x{inputs}",
+                out * inputs * self._item,
+                2.0 * out * inputs * count,
+                bound,
+                _batch(1, count, count),
+                copies,
+            )
+            for count in rows
+        ]
 
     def attention(self, spec: AttentionSpec, sequences: int, rows: int, context: int) -> Case:
         """`rows` new tokens of each of `sequences`, which see `context` tokens with themselves."""
@@ -161,15 +169,20 @@ class Bench:
         bound.allocate_cache(sequences * -(-context // _BLOCK))
         return bound
 
+    def probe(self, model: NativeRunnable) -> MemoryProbe:
+        """The one reader of memory, made with the first model's threads."""
+        if self._probe is None:
+            self._probe = MemoryProbe(model, _COLD_BYTES)
+        return self._probe
+
     def run(self, case: Case) -> dict[str, Any]:
         """Time one case, each run beside a read of memory with the same threads."""
-        from octavo.bench.breakdown import MemoryProbe
-
-        probe = MemoryProbe(case.model, _COLD_BYTES)
+        probe = self.probe(case.model)
         case.model.forward(case.batch)
         seconds: list[float] = []
         fractions: list[float] = []
-        for _ in range(self.iterations):
+        begun = time.perf_counter()
+        while len(seconds) < self.iterations and not (len(seconds) >= 3 and _late(begun)):
             rate = probe.nbytes / probe.seconds()
             case.model.plan.set_profiling(True)
             case.model.forward(case.batch)
@@ -184,6 +197,10 @@ class Bench:
             "ops_per_s": case.operations / took,
             "fraction_of_read_limit": median(fractions),
         }
+
+
+def _late(begun_s: float) -> bool:
+    return time.perf_counter() - begun_s > _CASE_S
 
 
 def _copies(nbytes: int, cold_bytes: int | None) -> int:
@@ -223,9 +240,8 @@ def run(asked: Asked) -> dict[str, Any]:
     shapes, spec = shapes_of(arch)
     kernels = []
     for out, inputs in shapes:
-        for rows in whole(options.rows, "--rows"):
-            if rows <= _HEAD_ROWS or out != arch.vocab:
-                kernels.append(bench.run(bench.linear(out, inputs, rows)))
+        rows = [n for n in whole(options.rows, "--rows") if n <= _HEAD_ROWS or out != arch.vocab]
+        kernels += [bench.run(case) for case in (bench.linear(out, inputs, rows) if rows else ())]
     for context in whole(options.contexts, "--contexts"):
         kernels.append(bench.run(bench.attention(spec, 1, 1, context)))
     prompt = whole(options.contexts, "--contexts")[0]
@@ -268,10 +284,8 @@ def limits(bench: Bench) -> dict[str, Any]:
     """What memory gives with these threads, and what the product kernel reaches on a matrix that stays in the
     cache: the measure of prefill.
     """
-    from octavo.bench.breakdown import MemoryProbe
-
-    case = bench.linear(512, 512, 512, cold_bytes=1)
-    probe = MemoryProbe(case.model, _COLD_BYTES)
+    (case,) = bench.linear(512, 512, [512], cold_bytes=1)
+    probe = bench.probe(case.model)
     reads = [probe.seconds() for _ in range(bench.iterations)]
     return {
         "read_bytes_per_s": probe.nbytes / median(reads),

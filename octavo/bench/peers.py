@@ -120,7 +120,8 @@ def _transformers(work: Work) -> Iterator[tuple[str, Turn]]:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
 
 
 def _line(process: subprocess.Popen[str]) -> dict[str, Any] | None:
