@@ -76,6 +76,8 @@ _STEP_TARGET_S = 0.25
 _LOGIT_ROWS = 64
 _SCALED_CONTEXT = ("linear", "dynamic", "yarn")
 """Rope types whose factor stretches the context that config.json states; the others state it stretched."""
+_BLOCK_MULTIPLE = 16
+"""The attention kernels read whole vectors of positions of a block."""
 _LONGEST_CONTEXT = 1 << 28
 """Positions beyond this are damage: see config.arch."""
 
@@ -147,6 +149,11 @@ def service(launched: Launched, recorder: Any = None) -> Service:
 
 
 def _decide(config: EngineConfig) -> _Plan:
+    if config.block_size < 1 or config.block_size % _BLOCK_MULTIPLE:
+        raise ConfigError(
+            f"--block-size {config.block_size} is no multiple of {_BLOCK_MULTIPLE}.",
+            hint=f"Use {_BLOCK_MULTIPLE} or 32, or leave it out.",
+        )
     folder = _folder(config)
     raw = read_json(folder / "config.json")
     if not raw:

@@ -12,7 +12,7 @@ pytest.importorskip("octavo._native", reason="the extension is not built")
 
 from octavo.config.arch import read_arch
 from octavo.config.engine import EngineConfig
-from octavo.errors import CheckpointError, OctavoError
+from octavo.errors import CheckpointError, ConfigError, OctavoError
 from octavo.launch import build, context_limit
 
 TINY = {
@@ -26,6 +26,12 @@ TINY = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+
+
+@pytest.mark.parametrize("size", [1, 8, 24, 0, -16])
+def test_a_block_size_that_kernels_cannot_read_is_refused(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"--block-size {size} .*16 or 32"):
+        build(EngineConfig(block_size=size, quiet=True))
 
 
 def limit(architecture: str, **fields: Any) -> int:
