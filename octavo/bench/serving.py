@@ -110,14 +110,15 @@ def _goodput(good: Sequence[Answer], bounds: Mapping[str, float], seconds: float
 
 
 def _peak_tokens(good: Sequence[Answer]) -> float:
-    """Most pieces that arrived in one second."""
-    counts: dict[int, int] = {}
+    """Most tokens that arrived in one second; an answer's tokens are spread evenly over its pieces."""
+    counts: dict[int, float] = {}
     for answer in good:
         now = answer.started_s + answer.ttft_s
         for gap in [0.0, *answer.itl_s]:
             now += gap
-            counts[math.floor(now)] = counts.get(math.floor(now), 0) + 1
-    return float(max(counts.values(), default=0))
+            tokens = answer.output_tokens / (1 + len(answer.itl_s))
+            counts[math.floor(now)] = counts.get(math.floor(now), 0.0) + tokens
+    return max(counts.values(), default=0.0)
 
 
 def _peak_requests(good: Sequence[Answer]) -> int:
