@@ -86,7 +86,8 @@ def _section(name: str, title: str, flags: Iterable[Flag]) -> str:
 
 def describe(flag: Flag) -> list[str]:
     """The lines of one flag: names, value, help, choices."""
-    head = "  " + ", ".join([*_shorts(flag), f"--{flag.name}"])
+    off = [f"--no-{flag.name}"] if flag.help.endswith("(on).") else []
+    head = "  " + ", ".join([*_shorts(flag), f"--{flag.name}", *off])
     value = "|".join(flag.choices) if flag.choices and len(flag.choices) <= 3 else METAVAR[flag.kind]
     head = f"{head} {value}".rstrip()
     text = _effect(flag)

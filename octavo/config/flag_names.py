@@ -65,7 +65,7 @@ otlp-traces-endpoint collect-detailed-traces profiler-config{} kv-cache-metrics?
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
 fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?
 enable-per-request-metrics? enable-server-load-tracking? enable-tokenizer-info-endpoint?
-disable-access-log-for-endpoints enable-log-outputs? enable-log-deltas? max-log-len log-config-file
+enable-log-outputs? enable-log-deltas? max-log-len log-config-file
 """
 
 DECIDED = """

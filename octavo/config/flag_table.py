@@ -96,7 +96,7 @@ _MODEL = (
     Flag("add-bos-token", "bool", "engine.add_bos_token", "Force or forbid the beginning-of-text token."),
 )
 _ENGINE = (
-    Flag("max-num-seqs", "int", "engine.max_num_seqs", "Requests that run at the same time.", least=1),
+    Flag("max-num-seqs", "int", "engine.max_num_seqs", "Requests that run at the same time (64).", least=1),
     Flag(
         "max-num-batched-tokens",
         "int",
@@ -104,12 +104,18 @@ _ENGINE = (
         "Tokens computed in one step.",
         least=1,
     ),
-    Flag("max-num-queued-reqs", "int", "engine.max_queued_requests", "Waiting requests before 429.", least=1),
+    Flag(
+        "max-num-queued-reqs",
+        "int",
+        "engine.max_queued_requests",
+        "Waiting requests before 429 (1024).",
+        least=1,
+    ),
     Flag(
         "max-num-queued-tokens",
         "int",
         "engine.max_queued_tokens",
-        "Waiting prompt tokens before 429.",
+        "Waiting prompt tokens before 429 (4000000).",
         least=1,
     ),
     Flag(
@@ -120,23 +126,26 @@ _ENGINE = (
         aliases=("--kv-cache-memory-bytes",),
         least=1,
     ),
-    Flag("memory-share", "float", "rule.memory_share", "Otherwise: this share of the free memory, 0 to 1."),
+    Flag("memory-share", "float", "rule.memory_share", "Otherwise: this share of the free memory (0.5)."),
     Flag(
         "gpu-memory-utilization", "float", "rule.gpu_memory", "vLLM's name; values below 0.5 lower the share."
     ),
-    Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache.", least=1),
+    Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache (16).", least=1),
     Flag("kv-cache-dtype", "str", "rule.kv_cache_dtype", "Number format of the KV cache."),
     Flag(
         "num-gpu-blocks-override", "int", "engine.num_blocks_override", "Exact number of KV blocks.", least=1
     ),
     Flag(
-        "enable-prefix-caching", "bool", "engine.enable_prefix_caching", "Share the KV of equal beginnings."
+        "enable-prefix-caching",
+        "bool",
+        "engine.enable_prefix_caching",
+        "Share the KV of equal beginnings (on).",
     ),
     Flag(
         "scheduling-policy",
         "str",
         "engine.scheduling_policy",
-        "Who runs first.",
+        "Who runs first (fcfs).",
         choices=("fcfs", "priority"),
     ),
     Flag("tensor-parallel-size", "int", "rule.tensor_parallel", "Reduced to 1 on one CPU.", aliases=("-tp",)),
@@ -162,7 +171,7 @@ _TEXT = (
         "max-logprobs",
         "int",
         "engine.max_logprobs",
-        "Most logprobs a request may ask for; -1: no limit.",
+        "Most logprobs a request may ask for; -1: no limit (20).",
         least=-1,
     ),
     Flag("logprobs-mode", "str", "rule.logprobs_mode", "What logprobs hold; only raw_logprobs."),
@@ -218,7 +227,7 @@ _SERVER = (
         "shutdown-timeout",
         "float",
         "server.shutdown_timeout_s",
-        "Seconds that running requests may still take.",
+        "Seconds that running requests may still take (30).",
         least=0,
     ),
     Flag("max-body-bytes", "size", "server.max_body_bytes", "Largest request body (64MiB).", least=1),
@@ -229,10 +238,16 @@ _LOG = (
         "uvicorn-log-level",
         "str",
         "server.uvicorn_log_level",
-        "Log level of the web server.",
+        "Log level of the web server (info).",
         choices=LOG_LEVELS,
     ),
     Flag("disable-uvicorn-access-log", "bool", "server.disable_access_log", "No line per request."),
+    Flag(
+        "disable-access-log-for-endpoints",
+        "str",
+        "server.quiet_endpoints",
+        "Paths without such a line, with commas between (/health,/ping,/metrics; '' for none).",
+    ),
     Flag(
         "enable-log-requests", "bool", "server.enable_log_requests", "Log what is asked (prompts included)."
     ),
@@ -247,7 +262,7 @@ _OCTAVO = (
         least=1,
     ),
     Flag("loop-guard", "bool", "engine.loop_guard", "End answers caught in an exact loop (on)."),
-    Flag("backend", "str", "engine.backend", "Who computes.", choices=("native", "numpy", "torch")),
+    Flag("backend", "str", "engine.backend", "Who computes (native).", choices=("native", "numpy", "torch")),
     Flag("threads", "int", "engine.threads", "Threads of the kernels; default: the free cores.", least=1),
     Flag("quiet", "bool", "engine.quiet", "No progress bars."),
     Flag("config", "str", "cli.config", "A YAML file with flags; those on the command line win."),

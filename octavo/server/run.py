@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import signal
 import socket
@@ -275,11 +276,27 @@ class _Runner:
             await asyncio.sleep(_POLL_S)
 
 
+class _Quiet(logging.Filter):
+    """Drops the access log's lines about some paths."""
+
+    def __init__(self, paths: frozenset[str]) -> None:
+        super().__init__()
+        self._paths = paths
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """uvicorn's record holds (client, method, path with query, HTTP version, status)."""
+        path = record.args[2] if isinstance(record.args, tuple) and len(record.args) > 2 else ""
+        return str(path).partition("?")[0] not in self._paths
+
+
 def _uvicorn_config(settings: ServerSettings, app: object) -> uvicorn.Config:
     """uvicorn's settings: no WebSockets, no lifespan, all logs on stderr."""
     level = settings.uvicorn_log_level
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    quiet = frozenset(f"{settings.prefix}{path.strip()}" for path in settings.quiet_endpoints.split(","))
+    logs["filters"] = {"quiet": {"()": lambda: _Quiet(quiet)}}
+    logs["handlers"]["access"]["filters"] = ["quiet"]
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         log_config=logs,

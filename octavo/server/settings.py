@@ -45,6 +45,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     enable_request_id_headers: bool = False
     disable_docs: bool = False
     disable_access_log: bool = False
+    quiet_endpoints: str = "/health,/ping,/metrics"
+    """Paths whose requests get no line in the access log, with commas between: probes come every second."""
     uvicorn_log_level: str = "info"
     metrics_prefix: str = "vllm:"
 

@@ -265,3 +265,17 @@ def test_the_page_names_every_flag_that_means_something() -> None:
     flags = [flag for _, _, group in GROUPS for flag in group]
     missing = [flag.name for flag in flags if f"`--{flag.name}`" not in page or flag.help not in page]
     assert missing == []
+
+
+def test_the_defaults_in_the_help_are_those_of_the_code() -> None:
+    owners = {"engine": EngineConfig(), "server": ServerSettings()}
+    seen = 0
+    for flag in (flag for _, _, group in GROUPS for flag in group):
+        where, _, field = flag.target.partition(".")
+        shown = re.search(r"\(([^() ]+)\)\.$", flag.help)
+        if shown and where in owners:
+            value = getattr(owners[where], field)
+            known = {"on": True, "64MiB": 64 << 20, "30": 30.0, "0.5": 0.5}
+            assert value == known.get(shown[1]) or str(value) == shown[1], flag.name
+            seen += 1
+    assert seen > 10

@@ -303,3 +303,12 @@ def test_tls(fake: FakeService, tmp_path: Path) -> None:
     with Running(fake, ssl_keyfile=key, ssl_certfile=chain) as server:
         url = f"https://127.0.0.1:{server.port}/health"
         assert httpx.get(url, verify=context, timeout=LIMIT_S).status_code == 200
+
+
+def test_probes_get_no_access_line(fake: FakeService, capsys: pytest.CaptureFixture[str]) -> None:
+    with Running(fake, disable_access_log=False, quiet_endpoints="/health, /metrics") as server:
+        for path in ("/health?x=1", "/metrics", "/version"):
+            assert httpx.get(server.url + path).status_code == 200
+    lines = [line for line in capsys.readouterr().err.splitlines() if "HTTP/1.1" in line]
+    assert len(lines) == 1
+    assert "GET /version" in lines[0]
