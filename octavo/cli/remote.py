@@ -119,6 +119,8 @@ def _split(url: str) -> SplitResult:
 
 def _why(error: BaseException) -> str:
     """What the system says about a connection that failed, without numbers that mean nothing to a person."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}; SSL_CERT_FILE names one to trust"
     if isinstance(error, ssl.SSLError):
         return f"no TLS there: {error.reason or error}"
     return str(getattr(error, "strerror", None) or error or type(error).__name__)

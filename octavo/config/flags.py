@@ -301,8 +301,11 @@ def read_config_file(path: str, table: Table) -> tuple[Given, ...]:
     except OSError as error:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}.") from None
     except yaml.YAMLError as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"--config: {path} is not valid YAML: {first}.") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            f"--config: {path}{where} is not valid YAML: {problem or str(error).splitlines()[0]}."
+        ) from None
     if content is None:
         return ()
     if not isinstance(content, dict):

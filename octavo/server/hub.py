@@ -26,6 +26,10 @@ class Info(Protocol):
         """Context length in tokens."""
 
     @property
+    def max_logprobs(self) -> int:
+        """Most log-probabilities a token that a request may ask for; -1 for no limit."""
+
+    @property
     def created(self) -> int:
         """Unix time at which the model was loaded, in seconds."""
 

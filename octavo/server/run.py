@@ -26,6 +26,7 @@ from octavo.server.hub import Hub
 from octavo.server.metrics import Metrics
 from octavo.server.settings import ServerSettings, is_loopback
 from octavo.server.state import State
+from octavo.server.tls import check_tls
 
 log = logger(__name__)
 
@@ -55,6 +56,7 @@ def serve(
     The port is taken before the model loads, so that a taken port fails at once; until the model is there
     every request is answered with 503. A second signal ends the process at once.
     """
+    check_tls(settings)
     listener = bind(settings)
     if settings.uds is None and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
@@ -81,7 +83,9 @@ def bind(settings: ServerSettings) -> socket.socket:
         return _bind_unix(settings.uds) if settings.uds is not None else _bind_tcp(settings)
     except (OSError, OverflowError) as error:
         where = settings.uds or f"{settings.host}:{settings.port}"
-        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        why = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) and (error.errno or 0) > 0:  # asyncio's own texts hold the address
+            why = os.strerror(error.errno or 0)
         raise ConfigError(
             f"Cannot listen on {where}: {why}.", hint="Choose another with --port, --host or --uds."
         ) from None
@@ -188,6 +192,8 @@ class _Runner:
             await self._end(service, serving)
             for number in handled:
                 asyncio.get_running_loop().remove_signal_handler(number)
+        if serving.done():
+            serving.result()  # raises what made uvicorn give up
         return 0
 
     def _handle_signals(self) -> list[signal.Signals]:

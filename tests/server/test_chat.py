@@ -260,3 +260,9 @@ def test_served_names(client: Any) -> None:
 def test_whole_floats_are_integers(client: Any) -> None:
     assert client.chat(max_tokens=3.0, n=1.0, top_k=-1.0).status_code == 200
     assert client.chat(max_tokens=3.5).status_code == 400
+
+
+def test_too_many_top_logprobs_are_named_as_sent(client: Any) -> None:
+    error = client.chat(logprobs=True, top_logprobs=50).json()["error"]
+    assert error["param"] == "top_logprobs"
+    assert error["message"].startswith("top_logprobs=50 is more than 20.")

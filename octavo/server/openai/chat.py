@@ -222,6 +222,13 @@ def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
     logprobs = None
     if body.logprobs:
         logprobs = body.top_logprobs or 0
+        most = state.service.info.max_logprobs
+        if 0 <= most < logprobs:
+            raise BadRequest(
+                f"top_logprobs={logprobs} is more than {most}.",
+                hint=f"Start with --max-logprobs {logprobs} to allow it.",
+                param="top_logprobs",
+            )
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return Job(
         id=head.id,
