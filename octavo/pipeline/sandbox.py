@@ -28,6 +28,11 @@ MAX_STEPS = 1_000_000
 """Loop turns and calls in one rendering."""
 MAX_CHARS = 16_000_000
 """Characters that one rendering may write or build in one piece: above any context length in use."""
+MAX_TOTAL_CHARS = 1_000_000_000
+"""All large pieces that one rendering builds, together: it may keep them all in memory."""
+_LARGE_CHARS = 1 << 16
+_ENTRY_CHARS = 8
+"""What an entry of a list counts as: a pointer's size."""
 MAX_NUMBER = 1_000_000
 """Largest number that a template may pass to a text method or filter."""
 MAX_SECONDS = 1.0
@@ -47,6 +52,7 @@ class Budget(threading.local):
     def reset(self) -> None:
         """Fill up for a new rendering."""
         self.steps = MAX_STEPS
+        self.left_chars = MAX_TOTAL_CHARS
         self.deadline_s = time.thread_time() + MAX_SECONDS
 
     def step(self) -> None:
@@ -61,6 +67,10 @@ class Budget(threading.local):
         """Refuse a text of `count` characters when that is too much."""
         if count > MAX_CHARS:
             raise SecurityError(f"the template writes more than {MAX_CHARS} characters")
+        if count > _LARGE_CHARS:
+            self.left_chars -= count
+            if self.left_chars < 0:
+                raise SecurityError(f"the template builds more than {MAX_TOTAL_CHARS} characters in all")
 
     def weigh(self, value: Any) -> None:
         """Refuse nested data that would print as more than the limit (a list many times in itself)."""
@@ -179,8 +189,10 @@ def _concat(parts: Iterable[str]) -> str:
     total = 0
     for part in parts:
         total += len(part)
-        budget.chars(total)
+        if total > MAX_CHARS:
+            break
         texts.append(part)
+    budget.chars(total)
     return "".join(texts)
 
 
@@ -309,7 +321,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             _check_format(left, right)
         elif operator == "+" and isinstance(left, (str, list, tuple)):
-            budget.chars(len(left) + (len(right) if isinstance(right, (str, list, tuple)) else 0))
+            size = 1 if isinstance(left, str) else _ENTRY_CHARS
+            budget.chars((len(left) + (len(right) if isinstance(right, (str, list, tuple)) else 0)) * size)
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -343,7 +356,8 @@ def _check_product(left: Any, right: Any) -> None:
     """``text * number`` and numbers of absurd size."""
     for one, other in ((left, right), (right, left)):
         if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int):
-            budget.chars(len(one) * max(0, other))
+            size = _ENTRY_CHARS if isinstance(one, (list, tuple)) else 1
+            budget.chars(len(one) * max(0, other) * size)
     if isinstance(left, int) and isinstance(right, int) and (left.bit_length() + right.bit_length()) > 4096:
         raise SecurityError("the template makes a number of more than 4096 bits")
 
