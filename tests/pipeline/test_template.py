@@ -280,7 +280,7 @@ def test_named_templates(tmp_path: Path) -> None:
 
 
 ATTACKS = [
-    "{% set n = namespace(l=[]) %}{% for i in range(9000) %}{% set n.l = n.l + ['x' * 15999999] %}{% endfor %}",
+    "{% set n = namespace(l=[]) %}{% for i in range(900) %}{% set n.l = n.l + ['x' * 9999999] %}{% endfor %}",
     "{{ [0] * 9000000 }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{{ 'a' * 1000000000 }}",
