@@ -14,7 +14,7 @@ TALK: tuple[Flag, ...] = (
     Flag("quick", "str", "cli.quick", "One question, one answer, then leave.", aliases=("-q",)),
     Flag("max-tokens", "int", "cli.max_tokens", "Longest answer, in tokens (complete: 256).", least=1),
     Flag("temperature", "float", "cli.temperature", "0 is greedy; default: the model's.", least=0, most=2),
-    Flag("top-p", "float", "cli.top_p", "Share of probability to draw from."),
-    Flag("top-k", "int", "cli.top_k", "Number of candidates to draw from."),
+    Flag("top-p", "float", "cli.top_p", "Share of probability to draw from.", least=0, most=1),
+    Flag("top-k", "int", "cli.top_k", "Number of candidates to draw from.", least=-1),
 )
 """Flags with target ``cli.NAME``."""
