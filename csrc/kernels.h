@@ -93,14 +93,17 @@ struct LinearArgs {
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
 
-// Keys and values of one layer. Keys: [block][kv_head][head_dim][block_size], so that sixteen keys meet one
-// query in lanes and any head size works. Values: [block][kv_head][block_size][value_stride], padded to 16.
+// Keys and values of one layer, bf16 in pairs that a dot product of two takes as they stand:
+//   keys [block][kv_head][head_dim][block_size], so that sixteen keys meet one query in lanes and any head size works
+//     (bf16: [block][kv_head][head_dim/2][block_size][2], an odd last dimension beside a zero);
+//   values [block][kv_head][block_size][value_stride], padded to 16 (bf16: [..][block_size/2][value_stride][2]).
 struct CacheView {
   void* keys;
   void* values;
   Dtype dtype;
   int block_size, kv_heads, head_dim, value_stride;
-  int64_t key_block() const { return static_cast<int64_t>(kv_heads) * head_dim * block_size; }
+  int depth() const { return dtype == Dtype::bf16 ? (head_dim + 1) / 2 * 2 : head_dim; }
+  int64_t key_block() const { return static_cast<int64_t>(kv_heads) * depth() * block_size; }
   int64_t value_block() const { return static_cast<int64_t>(kv_heads) * block_size * value_stride; }
 };
 
@@ -110,12 +113,28 @@ struct AttentionArgs {
   int heads;
   float scale, softcap;  // softcap 0: none
   int window;            // 0: none
+  bool rounded;          // bf16 cache: query and softmax weights are rounded to bf16 too
+  // Floats of what one row knows of one segment: weighted values, total, exponent.
+  int64_t partial_floats() const { return (cache.head_dim + 15) / 16 * 16 + 16; }
 };
 
 // One sequence's part of a step: rows first_row .. first_row+rows-1 stand at positions first_pos ...
 struct SequenceSpan {
   int first_row, rows, first_pos;
   const int32_t* blocks;
+};
+
+// Attention is summed in segments of this many keys, at fixed positions, joined in order: segments may be computed
+// anywhere, and the result does not show it.
+constexpr int kSegment = 512;
+
+// Query rows [row_begin, row_end) of a span for one KV head and keys [key_begin, key_end), which starts and ends
+// between segments. With `partials` [row x heads of the group][segments][partial_floats] every segment's part is
+// left there for attend_join(); without, all keys are seen and the rows' outputs are written.
+struct AttendRange {
+  int kv_head, row_begin, row_end, key_begin, key_end;
+  int64_t segments;
+  float* partials;
 };
 
 struct Kernels {
@@ -136,8 +155,8 @@ struct Kernels {
   void (*rotate)(const float* x, float* out, const float* table, int rotary_dim, int head_dim, int heads,
                  bool interleaved);
   void (*write_kv)(const AttentionArgs&, const SequenceSpan&, int row);
-  // Query rows [row_begin, row_end) of the span for one KV head; scratch holds attend_scratch() floats.
-  void (*attend)(const AttentionArgs&, const SequenceSpan&, int kv_head, int row_begin, int row_end, float* scratch);
+  void (*attend)(const AttentionArgs&, const SequenceSpan&, const AttendRange&, float* scratch);  // attend_scratch()
+  void (*attend_join)(const AttentionArgs&, const SequenceSpan&, const AttendRange&);
   void (*matrix_row)(const PackedMatrix&, int64_t row, float* out);
   // Row `row` of n columns for products with `weight`.
   void (*quantize_row)(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row);
@@ -146,8 +165,14 @@ struct Kernels {
   float (*read)(const float* p, int64_t n);  // sums n floats (a multiple of 64): what memory can do, for the benchmark
 };
 
-// Floats of scratch that attend() needs for one task.
-inline size_t attend_scratch(int head_dim) { return 16 * (static_cast<size_t>(head_dim) + 64) * 2 + 64; }
+constexpr int kAttendRows = 128;  // query rows that one pass over the keys serves
+// Floats of attend()'s queries and sums, and of all its scratch.
+inline size_t attend_rows_floats(int head_dim) {
+  return kAttendRows * (2 * ((static_cast<size_t>(head_dim) + 15) / 16 * 16) + 17);
+}
+inline size_t attend_scratch(int head_dim) {
+  return attend_rows_floats(head_dim) + kAttendRows * ((static_cast<size_t>(head_dim) + 15) / 16 * 16 + 16);
+}
 
 const Kernels* scalar_kernels();
 #if defined(OCTAVO_X86)

@@ -9,24 +9,21 @@
 #include "simd.h"
 #include "simd_int.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
-#define OCTAVO_BF16_DOT 1
-#else
-#define OCTAVO_BF16_DOT 0
-#endif
-
 namespace octavo::OCTAVO_ISA {
 namespace {
 
 #if defined(__AVX512F__)
 constexpr int kRows = 12;    // tokens in the register tile of linear (2 chains each)
-constexpr int kQueries = 8;  // query rows that share one read of keys and values
+constexpr int kQueries = 8;  // query rows in the register tile of attention
+constexpr int kVectors = 2;  // and vectors of keys, or of dimensions
 #elif defined(__AVX2__)
 constexpr int kRows = 3;
 constexpr int kQueries = 4;
+constexpr int kVectors = 1;
 #else
 constexpr int kRows = 4;
 constexpr int kQueries = 4;
+constexpr int kVectors = 1;
 #endif
 
 // Applies f(vector, index, lanes) to runs of 16; the last one may be shorter.
@@ -41,12 +38,12 @@ inline void each_run(int64_t n, F f) {
 inline Vec take(const float* p, int lanes) { return lanes == 16 ? load(p) : load(p, lanes); }
 inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(p, x, lanes); }
 
-// Before kernels_linear, which calls it.
+// What others call comes first.
 #include "kernels_quant.inl"
+#include "kernels_rows.inl"
 
 #include "kernels_attention.inl"
 #include "kernels_linear.inl"
-#include "kernels_rows.inl"
 
 }  // namespace
 
@@ -67,6 +64,7 @@ const Kernels* table() {
                                   rotate,
                                   write_kv,
                                   attend,
+                                  attend_join,
                                   matrix_row,
                                   quantize_row,
                                   round_tile,

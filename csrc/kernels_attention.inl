@@ -1,49 +1,54 @@
 // Attention over the paged cache: part of kernels.inl.
 
+// How one entry of the cache is read and written, sixteen at a time. kPairs: two neighbours (dimensions of a key,
+// keys of a dimension) share 32 bits, so that they enter a bf16 dot product as they stand.
 template <Dtype D>
 struct Entry;
 template <>
 struct Entry<Dtype::f32> {
   using type = float;
+  static constexpr bool kPairs = false;
   static Vec get(const float* p) { return load(p); }
-  static void put(float* p, float x) { *p = x; }
-  static void put16(float* p, Vec x) { store(p, x); }
-};
-template <>
-struct Entry<Dtype::bf16> {
-  using type = uint16_t;
-  static Vec get(const uint16_t* p) { return load_bf16(p); }
-  static void put(uint16_t* p, float x) { *p = float_to_bf16(x); }
-  static void put16(uint16_t* p, Vec x) { store_bf16(p, x); }
+  static void put(float* p, Vec x) { store(p, x); }
 };
 template <>
 struct Entry<Dtype::f16> {
   using type = uint16_t;
+  static constexpr bool kPairs = false;
   static Vec get(const uint16_t* p) { return load_f16(p); }
-  static void put16(uint16_t* p, Vec x) { store_f16(p, x); }
-  static void put(uint16_t* p, float x) {
-    uint16_t lanes[16];
-    store_f16(lanes, set1(x));
-    *p = lanes[0];
-  }
+  static void put(uint16_t* p, Vec x) { store_f16(p, x); }
+};
+template <>
+struct Entry<Dtype::bf16> {
+  using type = uint16_t;
+  static constexpr bool kPairs = true;
+  static Vec get(const uint16_t* p) { return load_bf16(p); }
+  static void put(uint16_t* p, Vec x) { store_bf16(p, x); }
 };
 
 template <Dtype D>
 void write_kv_row(const AttentionArgs& a, const SequenceSpan& s, int row) {
-  using E = Entry<D>;
-  using T = typename E::type;
+  using T = typename Entry<D>::type;
+  constexpr int unit = Entry<D>::kPairs ? 2 : 1;
   const CacheView& c = a.cache;
   const int pos = s.first_pos + row, slot = pos % c.block_size;
   const int64_t block = s.blocks[pos / c.block_size];
-  T* keys = static_cast<T*>(c.keys) + block * c.key_block();
-  T* values = static_cast<T*>(c.values) + block * c.value_block();
-  const float* k = a.k.row(s.first_row + row);
-  const float* v = a.v.row(s.first_row + row);
+  T* keys = static_cast<T*>(c.keys) + block * c.key_block() + static_cast<int64_t>(slot) * unit;
+  T* values = static_cast<T*>(c.values) + block * c.value_block() +
+              static_cast<int64_t>(slot / unit) * unit * c.value_stride + slot % unit;
+  const int64_t key_step = static_cast<int64_t>(c.block_size) * unit;
   for (int h = 0; h < c.kv_heads; ++h) {
-    T* key = keys + static_cast<int64_t>(h) * c.head_dim * c.block_size + slot;
-    for (int d = 0; d < c.head_dim; ++d) E::put(key + static_cast<int64_t>(d) * c.block_size, k[h * c.head_dim + d]);
-    T* value = values + (static_cast<int64_t>(h) * c.block_size + slot) * c.value_stride;
-    each_run(c.head_dim, [&](int64_t i, int lanes) { E::put16(value + i, take(v + h * c.head_dim + i, lanes)); });
+    const float* k = a.k.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
+    const float* v = a.v.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
+    T* key = keys + static_cast<int64_t>(h) * c.depth() * c.block_size;
+    T* value = values + static_cast<int64_t>(h) * c.block_size * c.value_stride;
+    each_run(c.head_dim, [&](int64_t i, int lanes) {
+      T x[16];
+      Entry<D>::put(x, take(k + i, lanes));
+      for (int j = 0; j < lanes; j += unit) std::memcpy(key + (i + j) / unit * key_step, x + j, sizeof(T) * unit);
+      Entry<D>::put(x, take(v + i, lanes));
+      for (int j = 0; j < lanes; ++j) value[(i + j) * unit] = x[j];
+    });
   }
 }
 
@@ -58,143 +63,363 @@ void write_kv(const AttentionArgs& a, const SequenceSpan& s, int row) {
   }
 }
 
-// The online softmax (Milakov & Gimelshein 2018; FlashAttention) of up to R query rows over keys in steps of
-// sixteen. Each row's arithmetic depends on its own position alone: steps that it cannot see change nothing.
-template <Dtype D, int R>
+constexpr float kNothing = -1e30f;  // the exponent of a row that has seen no key
+constexpr int kStep = 64;           // keys between two looks at the largest score
+constexpr int kGroups = kStep / kTile;
+
+// What a softmax knows of some keys: sum of 2^(score - exponent), of the same times the values, and the exponent,
+// a whole number. Whole exponents make every later rescaling exact: the result of a row does not depend on where
+// the largest score stood, and bf16 weights round the same way wherever they are computed.
+struct Partial {
+  float *sums, *total, *exponent;
+  bool empty() const { return *total == 0 && *exponent == kNothing; }  // a NaN is not empty
+  void clear() const { *total = 0, *exponent = kNothing; }
+};
+
+// b joins a: the only rounding is that of one addition an element.
+inline void join(const Partial& a, const Partial& b, int64_t width) {
+  if (b.empty()) return;
+  if (a.empty()) {
+    std::memcpy(a.sums, b.sums, sizeof(float) * width);
+    *a.total = *b.total;
+    *a.exponent = *b.exponent;
+    return;
+  }
+  const float top = std::max(*a.exponent, *b.exponent);
+  const Vec of_a = power2(set1(*a.exponent - top)), of_b = power2(set1(*b.exponent - top));
+  for (int64_t i = 0; i < width; i += 16) store(a.sums + i, load(a.sums + i) * of_a + load(b.sums + i) * of_b);
+  float factors[2][16];
+  store(factors[0], of_a);
+  store(factors[1], of_b);
+  *a.total = *a.total * factors[0][0] + *b.total * factors[1][0];
+  *a.exponent = top;
+}
+
+inline void finish_row(const Partial& p, float* out, int64_t head_dim) {
+  const Vec factor = set1(1.0f / *p.total);
+  each_run(head_dim, [&](int64_t i, int lanes) { put(out + i, load(p.sums + i) * factor, lanes); });
+}
+
+// One step's keys and values: sixteen keys a group, groups that nobody may read stand for a readable one.
+template <class T>
+struct Step {
+  int key0;
+  const T* keys[kGroups];
+  const T* values[kGroups];
+};
+
+// The online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022) of up to kAttendRows query rows
+// of one KV head. A row is a (token, head of the group); its arithmetic depends on its own position alone: steps
+// start at multiples of 64, segments at multiples of kSegment, and keys that a row cannot see change nothing.
+template <Dtype D, bool Dot>
 struct Attend {
   using E = Entry<D>;
   using T = typename E::type;
   const AttentionArgs& a;
   const SequenceSpan& s;
-  int kv_head;
-  const float* q[R];
-  int low[R], high[R];  // keys low .. high-1 are seen
-  float* sums;          // [R][width16]
-  int width16;
-  float m[R], l[R];
+  const int kv_head, first, rows;  // query rows first .. first+rows-1, counted over tokens and heads of the group
+  const int group, width;
+  float* const queries;    // [tile][width][kQueries], or pairs of bf16 where the products are bf16
+  float* const sums;       // [rows][width]
+  float* const lanes;      // [rows][16]: totals, lane by lane
+  float* const exponents;  // [rows]
 
-  void scores(const T* keys, int key0, Vec* out) const {
-    const CacheView& c = a.cache;
-    for (int r = 0; r < R; ++r) out[r] = zero();
-    for (int d = 0; d < c.head_dim; ++d) {
-      const Vec k = E::get(keys + static_cast<int64_t>(d) * c.block_size);
-      for (int r = 0; r < R; ++r) out[r] = fma(k, set1(q[r][d]), out[r]);
-    }
-    const Vec never = set1(-std::numeric_limits<float>::infinity());
-    for (int r = 0; r < R; ++r) {
-      out[r] = out[r] * set1(a.scale);
-      if (a.softcap > 0) out[r] = set1(a.softcap) * tanh(out[r] * set1(1.0f / a.softcap));
-      out[r] = between(out[r], never, low[r] - key0, high[r] - key0);
+  Attend(const AttentionArgs& args, const SequenceSpan& span, int head, int first_row, int n, float* scratch)
+      : a(args),
+        s(span),
+        kv_head(head),
+        first(first_row),
+        rows(n),
+        group(a.heads / a.cache.kv_heads),
+        width((a.cache.head_dim + 15) / 16 * 16),
+        queries(scratch),
+        sums(queries + static_cast<int64_t>(kAttendRows) * width),
+        lanes(sums + static_cast<int64_t>(kAttendRows) * width),
+        exponents(lanes + kAttendRows * 16) {}
+
+  int position(int row) const { return s.first_pos + (first + row) / group; }
+  int high(int row) const { return position(row) + 1; }
+  int low(int row) const { return a.window > 0 ? std::max(0, position(row) - a.window + 1) : 0; }
+  float* out(int row) const {
+    const int head = kv_head * group + (first + row) % group;
+    return a.out.row(s.first_row + (first + row) / group) + static_cast<int64_t>(head) * a.cache.head_dim;
+  }
+
+  void take_queries(float* row_scratch) {
+    for (int r = 0; r < rows; ++r) {
+      const int head = kv_head * group + (first + r) % group;
+      const float* q = a.q.row(s.first_row + (first + r) / group) + static_cast<int64_t>(head) * a.cache.head_dim;
+      if (Dot) round_bf16(q, reinterpret_cast<uint16_t*>(row_scratch), a.cache.head_dim);
+      else if (a.rounded) round_bf16_f32(q, row_scratch, a.cache.head_dim);
+      else std::memcpy(row_scratch, q, sizeof(float) * a.cache.head_dim);
+      float* to = queries + static_cast<int64_t>(r / kQueries) * kQueries * width + r % kQueries;
+      const int words = Dot ? a.cache.depth() / 2 : a.cache.head_dim;
+      for (int i = 0; i < words; ++i) std::memcpy(to + i * kQueries, row_scratch + i, 4);
     }
   }
 
-  // Turns scores into weights and rescales what was summed; false when no row sees any of these keys.
-  bool softmax(int key0, Vec* score, float (*weights)[16], float* rescale) {
-    bool any = false;
-    for (int r = 0; r < R; ++r) {
-      rescale[r] = 1.0f;
-      store(weights[r], zero());
-      if (low[r] >= key0 + kTile || high[r] <= key0) continue;
-      any = true;
-      const float top = std::max(m[r], largest(score[r]));
-      const Vec p = between(exp(score[r] - set1(top)), zero(), low[r] - key0, high[r] - key0);
-      float before[16];
-      store(before, exp(set1(m[r] - top)));
-      rescale[r] = m[r] == -std::numeric_limits<float>::infinity() ? 0.0f : before[0];
-      l[r] = l[r] * rescale[r] + sum(p);
-      m[r] = top;
-      store(weights[r], p);
-    }
-    return any;
+  void forget() {
+    std::fill(sums, sums + static_cast<int64_t>(rows) * width, 0.0f);
+    std::fill(lanes, lanes + rows * 16, 0.0f);
+    std::fill(exponents, exponents + rows, kNothing);
   }
 
-  void accumulate(const T* values, int keys, const float (*weights)[16], const float* rescale) {
-    const CacheView& c = a.cache;
-    for (int d = 0; d < width16; d += 16) {
-      Vec o[R];
-      for (int r = 0; r < R; ++r) o[r] = load(sums + r * width16 + d) * set1(rescale[r]);
-      for (int key = 0; key < keys; ++key) {
-        const Vec v = E::get(values + static_cast<int64_t>(key) * c.value_stride + d);
-        for (int r = 0; r < R; ++r) o[r] = fma(v, set1(weights[r][key]), o[r]);
+  // Scores of R rows with W groups of sixteen keys; `next` (or null) is what the following step will read.
+  template <int R, int W>
+  void scores(const float* q, const T* const* keys, const T* const* next, Vec (*out)[W]) const {
+    const int64_t stride = static_cast<int64_t>(a.cache.block_size) * (E::kPairs ? 2 : 1);
+    for (int r = 0; r < R; ++r)
+      for (int w = 0; w < W; ++w) out[r][w] = zero();
+    const int units = E::kPairs ? a.cache.depth() / 2 : a.cache.head_dim;
+    for (int i = 0; i < units; ++i) {
+      if (next)
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next[w] + i * stride);
+      if constexpr (Dot) {
+        for (int w = 0; w < W; ++w) {
+          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * stride));
+          for (int r = 0; r < R; ++r) out[r][w] = dot(k, set1(q[i * kQueries + r]), out[r][w]);
+        }
+      } else if constexpr (E::kPairs) {
+        const bool both = 2 * i + 1 < a.cache.head_dim;
+        for (int w = 0; w < W; ++w) {
+          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * stride));
+          const Vec k0 = even(k), k1 = odd(k);
+          for (int r = 0; r < R; ++r) out[r][w] = fma(k0, set1(q[2 * i * kQueries + r]), out[r][w]);
+          if (!both) continue;
+          for (int r = 0; r < R; ++r) out[r][w] = fma(k1, set1(q[(2 * i + 1) * kQueries + r]), out[r][w]);
+        }
+      } else {
+        for (int w = 0; w < W; ++w) {
+          const Vec k = E::get(keys[w] + i * stride);
+          for (int r = 0; r < R; ++r) out[r][w] = fma(k, set1(q[i * kQueries + r]), out[r][w]);
+        }
       }
-      for (int r = 0; r < R; ++r) store(sums + r * width16 + d, o[r]);
     }
   }
 
-  void run() {
-    const CacheView& c = a.cache;
-    int begin = low[0], end = high[0];
+  // Scores become weights (in place, and as the values' product wants them); what was summed is rescaled later.
+  void softmax(int row, int key0, int from, int to, float* score, void* weights, float* rescale) {
+    const float log2e = 1.44269504088896341f;
+    Vec t[kGroups], top = set1(-std::numeric_limits<float>::infinity());
+    const Vec never = top;
+    const int lo = low(row) - key0, hi = high(row) - key0;
+    const bool whole = lo <= from * kTile && hi >= to * kTile;
+    for (int g = from; g < to; ++g) {
+      t[g] = load(score + g * kTile);
+      if (a.softcap > 0) t[g] = set1(a.softcap * log2e) * tanh(t[g] * set1(a.scale / a.softcap));
+      else t[g] = t[g] * set1(a.scale * log2e);
+      if (!whole) t[g] = between(t[g], never, lo - g * kTile, hi - g * kTile);
+      top = max(top, t[g]);
+    }
+    *rescale = 1.0f;
+    float& exponent = exponents[row];
+    if (above(top, exponent)) {
+      const float next = std::ceil(largest(top));
+      float before[16];
+      store(before, power2(set1(exponent - next)));
+      *rescale = before[0];
+      exponent = next;
+    }
+    Vec total = load(lanes + row * 16) * set1(*rescale);
+    for (int g = from; g < to; ++g) {
+      t[g] = exp2(t[g] - set1(exponent));
+      if (!whole) t[g] = between(t[g], zero(), lo - g * kTile, hi - g * kTile);
+      if (!Dot && a.rounded) t[g] = rounded_bf16(t[g]);
+    }
+    if constexpr (Dot) {
+      if ((to - from) & 1) t[to] = zero();
+      for (int g = from; g < to; g += 2) {
+        const Pairs pairs = bf16_pairs(t[g], t[g + 1]);
+        total = total + even(pairs) + odd(pairs);
+        store(static_cast<uint16_t*>(weights) + g * kTile, pairs);
+      }
+    } else {
+      for (int g = from; g < to; ++g) {
+        total = total + t[g];
+        store(static_cast<float*>(weights) + g * kTile, t[g]);
+      }
+    }
+    store(lanes + row * 16, total);
+  }
+
+  // o += weights x values of the keys [from, to) of one group; v: the group's first key, at the dimension wanted.
+  template <int R, int W>
+  void add_values(const T* v, const T* next, int from, int to, const float (*weights)[kStep], int first_weight,
+                  Vec (*o)[W]) const {
+    constexpr int unit = E::kPairs ? 2 : 1;
+    const int64_t stride = static_cast<int64_t>(a.cache.value_stride) * unit;
+    const bool whole = from == 0 && to == kTile;
+    for (int key = from / unit * unit; key < to; key += unit) {
+      const T* at = v + key / unit * stride;
+      if (next)
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next + key / unit * stride + 16 * unit * w);
+      for (int w = 0; w < W; ++w) {
+        if constexpr (E::kPairs) {
+          Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(at) + 16 * w);
+          // Slots outside hold other requests' old numbers: never multiplied, not even by zero.
+          if (!whole) pair = only(pair, key >= from, key + 1 < to);
+          if constexpr (Dot) {
+            for (int r = 0; r < R; ++r) o[r][w] = dot(pair, set1(weights[r][(first_weight + key) / 2]), o[r][w]);
+          } else {
+            const Vec v0 = even(pair), v1 = odd(pair);
+            for (int r = 0; r < R; ++r) o[r][w] = fma(v0, set1(weights[r][first_weight + key]), o[r][w]);
+            for (int r = 0; r < R; ++r) o[r][w] = fma(v1, set1(weights[r][first_weight + key + 1]), o[r][w]);
+          }
+        } else {
+          const Vec x = E::get(at + 16 * w);
+          for (int r = 0; r < R; ++r) o[r][w] = fma(x, set1(weights[r][first_weight + key]), o[r][w]);
+        }
+      }
+    }
+  }
+
+  // sums = sums * rescale + weights x values, keys [from, to) of the step, 16 W dimensions from d on.
+  template <int R, int W>
+  void accumulate(int row, int d, const Step<T>& step, const Step<T>* next, int from, int to,
+                  const float (*weights)[kStep], const float* rescale) const {
+    float* at = sums + static_cast<int64_t>(row) * width + d;
+    const int column = E::kPairs ? 2 * d : d;
+    Vec o[R][W];
+    for (int r = 0; r < R; ++r)
+      for (int w = 0; w < W; ++w) o[r][w] = load(at + r * width + 16 * w) * set1(rescale[r]);
+    for (int g = from / kTile; g * kTile < to; ++g) {
+      const T* ahead = next ? next->values[g] + column : nullptr;
+      const int lo = std::max(0, from - g * kTile), hi = std::min(kTile, to - g * kTile);
+      if (lo == 0 && hi == kTile) add_values<R, W>(step.values[g] + column, ahead, 0, kTile, weights, g * kTile, o);
+      else add_values<R, W>(step.values[g] + column, ahead, lo, hi, weights, g * kTile, o);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int w = 0; w < W; ++w) store(at + r * width + 16 * w, o[r][w]);
+  }
+
+  template <int R>
+  void tile(int row, const Step<T>& step, const Step<T>* next) {
+    const int key_begin = std::max(0, low(row) - step.key0);
+    const int key_end = std::min(kStep, high(row + R - 1) - step.key0);
+    if (key_begin >= key_end) return;
+    constexpr int W = kVectors;
+    const int from = key_begin / kTile / W * W, to = (key_end + kTile - 1) / kTile;
+    alignas(64) float score[R][kStep];
+    alignas(64) float weights[R][kStep];
+    float rescale[R];
+    const float* q = queries + static_cast<int64_t>(row) * width;  // row is a multiple of kQueries
+    for (int g = from; g < to; g += W) {
+      Vec block[R][W];
+      scores<R, W>(q, step.keys + g, next ? next->keys + g : nullptr, block);
+      for (int r = 0; r < R; ++r)
+        for (int w = 0; w < W; ++w) store(score[r] + (g + w) * kTile, block[r][w]);
+    }
     for (int r = 0; r < R; ++r) {
-      begin = std::min(begin, low[r]);
-      end = std::max(end, high[r]);
-      m[r] = -std::numeric_limits<float>::infinity();
-      l[r] = 0;
+      if (low(row + r) >= step.key0 + kStep || high(row + r) <= step.key0) {
+        rescale[r] = 1.0f;
+        std::memset(weights[r], 0, sizeof(weights[r]));
+      } else {
+        softmax(row + r, step.key0, from, to, score[r], weights[r], rescale + r);
+      }
     }
-    std::fill(sums, sums + static_cast<size_t>(R) * width16, 0.0f);
-    for (int key0 = begin / kTile * kTile; key0 < end; key0 += kTile) {
-      const int64_t block = s.blocks[key0 / c.block_size];
-      const int slot = key0 % c.block_size;
-      const T* keys = static_cast<const T*>(c.keys) + block * c.key_block() +
-                      static_cast<int64_t>(kv_head) * c.head_dim * c.block_size + slot;
-      const T* values = static_cast<const T*>(c.values) + block * c.value_block() +
-                        (static_cast<int64_t>(kv_head) * c.block_size + slot) * c.value_stride;
-      Vec score[R];
-      float weights[R][16], rescale[R];
-      scores(keys, key0, score);
-      // Slots past the last key hold other requests' old numbers: never multiplied, not even by zero.
-      if (softmax(key0, score, weights, rescale)) accumulate(values, std::min(kTile, end - key0), weights, rescale);
+    int d = 0;
+    for (; d + 16 * W <= width; d += 16 * W) accumulate<R, W>(row, d, step, next, key_begin, key_end, weights, rescale);
+    for (; d < width; d += 16) accumulate<R, 1>(row, d, step, next, key_begin, key_end, weights, rescale);
+  }
+
+  template <int R>
+  void tile_of(int n, int row, const Step<T>& step, const Step<T>* next) {
+    if constexpr (R > 0) {
+      if (n == R) return tile<R>(row, step, next);
+      tile_of<R - 1>(n, row, step, next);
     }
+  }
+
+  Step<T> step_at(int key0, int begin, int end) const {
+    constexpr int unit = E::kPairs ? 2 : 1;
+    const CacheView& c = a.cache;
+    Step<T> step{key0, {}, {}};
+    for (int g = 0; g < kGroups; ++g) {
+      const int key = std::min(std::max(key0 + g * kTile, begin / kTile * kTile), (end - 1) / kTile * kTile);
+      const int64_t block = s.blocks[key / c.block_size];
+      const int slot = key % c.block_size;
+      step.keys[g] = static_cast<const T*>(c.keys) + block * c.key_block() +
+                     static_cast<int64_t>(kv_head) * c.depth() * c.block_size + static_cast<int64_t>(slot) * unit;
+      step.values[g] = static_cast<const T*>(c.values) + block * c.value_block() +
+                       (static_cast<int64_t>(kv_head) * c.block_size + slot) * c.value_stride;
+    }
+    return step;
+  }
+
+  // Keys [begin, end), all of one segment, for every row.
+  void segment(int begin, int end) {
+    forget();
+    int key0 = begin / kStep * kStep;
+    Step<T> now = step_at(key0, begin, end);
+    for (; key0 < end; key0 += kStep) {
+      const bool more = key0 + kStep < end;
+      const Step<T> next = more ? step_at(key0 + kStep, begin, end) : now;
+      for (int row = 0; row < rows; row += kQueries)
+        tile_of<kQueries>(std::min(kQueries, rows - row), row, now, more && row == 0 ? &next : nullptr);
+      now = next;
+    }
+  }
+
+  Partial partial(int row) {
+    float* at = lanes + row * 16;
+    *at = sum(load(at));
+    return {sums + static_cast<int64_t>(row) * width, at, exponents + row};
   }
 };
 
-template <Dtype D, int R>
-void attend_rows(const AttentionArgs& a, const SequenceSpan& s, int kv_head, int first, float* scratch) {
-  const CacheView& c = a.cache;
-  const int group = a.heads / c.kv_heads;
-  Attend<D, R> work{a, s, kv_head, {}, {}, {}, scratch, (c.head_dim + 15) / 16 * 16, {}, {}};
-  for (int r = 0; r < R; ++r) {
-    const int row = (first + r) / group, head = kv_head * group + (first + r) % group;
-    const int pos = s.first_pos + row;
-    work.q[r] = a.q.row(s.first_row + row) + static_cast<int64_t>(head) * c.head_dim;
-    work.high[r] = pos + 1;
-    work.low[r] = a.window > 0 ? std::max(0, pos - a.window + 1) : 0;
-  }
-  work.run();
-  for (int r = 0; r < R; ++r) {
-    const int row = (first + r) / group, head = kv_head * group + (first + r) % group;
-    float* out = a.out.row(s.first_row + row) + static_cast<int64_t>(head) * c.head_dim;
-    const Vec norm = set1(1.0f / work.l[r]);
-    each_run(c.head_dim, [&](int64_t i, int lanes) {
-      put(out + i, load(scratch + static_cast<int64_t>(r) * work.width16 + i) * norm, lanes);
-    });
-  }
-}
-
-template <Dtype D, int R>
-void attend_rest(const AttentionArgs& a, const SequenceSpan& s, int kv_head, int first, int rest, float* scratch) {
-  if constexpr (R > 0) {
-    if (rest == R) return attend_rows<D, R>(a, s, kv_head, first, scratch);
-    attend_rest<D, R - 1>(a, s, kv_head, first, rest, scratch);
-  }
-}
-
-template <Dtype D>
-void attend_typed(const AttentionArgs& a, const SequenceSpan& s, int kv_head, int row_begin, int row_end,
-                  float* scratch) {
+template <Dtype D, bool Dot>
+void attend_typed(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t, float* scratch) {
   const int group = a.heads / a.cache.kv_heads;
-  for (int first = row_begin * group; first < row_end * group; first += kQueries) {
-    const int rest = std::min(kQueries, row_end * group - first);
-    attend_rest<D, kQueries>(a, s, kv_head, first, rest, scratch);
+  const int64_t part = a.partial_floats();
+  float* const joined = scratch + attend_rows_floats(a.cache.head_dim);
+  for (int first = t.row_begin * group; first < t.row_end * group; first += kAttendRows) {
+    const int rows = std::min(kAttendRows, t.row_end * group - first);
+    Attend<D, Dot> work(a, s, t.kv_head, first, rows, scratch);
+    const auto place = [&](float* p) { return Partial{p, p + work.width, p + work.width + 1}; };
+    work.take_queries(joined);
+    const int begin = std::max(work.low(0), t.key_begin), end = std::min(work.high(rows - 1), t.key_end);
+    if (!t.partials)
+      for (int r = 0; r < rows; ++r) place(joined + r * part).clear();
+    for (int at = begin; at < end; at = (at / kSegment + 1) * kSegment) {
+      work.segment(at, std::min(end, (at / kSegment + 1) * kSegment));
+      for (int r = 0; r < rows; ++r) {
+        float* to = t.partials ? t.partials + ((first + r) * t.segments + at / kSegment) * part : joined + r * part;
+        const Partial to_part = place(to);
+        if (t.partials) to_part.clear();
+        join(to_part, work.partial(r), work.width);
+      }
+    }
+    if (!t.partials)
+      for (int r = 0; r < rows; ++r) finish_row(place(joined + r * part), work.out(r), a.cache.head_dim);
   }
 }
 
-void attend(const AttentionArgs& a, const SequenceSpan& s, int kv_head, int row_begin, int row_end, float* scratch) {
+void attend(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t, float* scratch) {
   switch (a.cache.dtype) {
     case Dtype::f32:
-      return attend_typed<Dtype::f32>(a, s, kv_head, row_begin, row_end, scratch);
+      return attend_typed<Dtype::f32, false>(a, s, t, scratch);
     case Dtype::bf16:
-      return attend_typed<Dtype::bf16>(a, s, kv_head, row_begin, row_end, scratch);
+#if OCTAVO_BF16_DOT
+      if (a.rounded) return attend_typed<Dtype::bf16, true>(a, s, t, scratch);
+#endif
+      return attend_typed<Dtype::bf16, false>(a, s, t, scratch);
     case Dtype::f16:
-      return attend_typed<Dtype::f16>(a, s, kv_head, row_begin, row_end, scratch);
+      return attend_typed<Dtype::f16, false>(a, s, t, scratch);
+  }
+}
+
+// Joins what attend() left in `partials`, in the order that one task would have joined it.
+void attend_join(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t) {
+  const int group = a.heads / a.cache.kv_heads;
+  const int64_t part = a.partial_floats(), width = part - 16;
+  for (int r = t.row_begin * group; r < t.row_end * group; ++r) {
+    const int pos = s.first_pos + r / group, head = t.kv_head * group + r % group;
+    const int low = a.window > 0 ? std::max(0, pos - a.window + 1) : 0;
+    float* at = t.partials + (r * t.segments + low / kSegment) * part;
+    const auto place = [&](float* p) { return Partial{p, p + width, p + width + 1}; };
+    for (int i = low / kSegment + 1; i <= pos / kSegment; ++i)
+      join(place(at), place(t.partials + (r * t.segments + i) * part), width);
+    finish_row(place(at), a.out.row(s.first_row + r / group) + static_cast<int64_t>(head) * a.cache.head_dim,
+               a.cache.head_dim);
   }
 }

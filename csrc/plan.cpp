@@ -11,7 +11,7 @@ namespace {
 constexpr const char* kNames[] = {"embedding",  "linear", "rms_norm",   "layer_norm", "add",       "mul",     "scale",
                                   "activation", "gated",  "rope_table", "rotate",     "attention", "softcap", "take"};
 
-constexpr int kQueryTokens = 16;  // tokens of a prompt that one attention task takes
+constexpr size_t kMostPartials = size_t{64} << 20;  // bytes
 
 [[noreturn]] void fail(const std::string& what) { throw std::invalid_argument("octavo plan: " + what); }
 
@@ -104,6 +104,7 @@ void Plan::check(const Node& n) const {
 void Plan::add(Node node) {
   check(node);
   if (node.kind == OpKind::linear) max_in_ = std::max(max_in_, node.in[0].width);
+  if (node.kind == OpKind::attention) reserve_partials(node);
   nodes_.push_back(std::move(node));
   seconds_.push_back(0);
   const bool quantized = nodes_.back().kind == OpKind::linear && nodes_.back().weight->packed().format != Format::dense;
@@ -117,6 +118,15 @@ void Plan::add(Node node) {
     if (last.kind == OpKind::linear && !last.weight->order().empty() && ordered_.bytes() < copy)
       ordered_ = Memory(copy);
   }
+}
+
+// Room for what a step's few long sequences leave between the two halves of split attention; touched when used.
+void Plan::reserve_partials(const Node& n) {
+  const int64_t part = (layers_[static_cast<size_t>(n.cache)].spec.head_dim + 15) / 16 * 16 + 16;
+  const int64_t segments = (limits_.max_blocks * limits_.block_size + kSegment - 1) / kSegment;
+  const int64_t sequences = std::min<int64_t>(limits_.sequences, int64_t{4} * pool_->size());
+  const size_t bytes = static_cast<size_t>(segments * sequences * n.i * part) * sizeof(float);
+  if (partials_.bytes() < std::min(bytes, kMostPartials)) partials_ = Memory(std::min(bytes, kMostPartials));
 }
 
 void Plan::allocate_cache(int64_t blocks) {
@@ -178,12 +188,9 @@ void Plan::check(const BatchArrays& b) const {
 void Plan::prepare(const BatchArrays& b) {
   batch_ = b;
   spans_.clear();
-  attend_tasks_.clear();
   for (int64_t s = 0; s < b.sequences; ++s) {
     const int first = b.seq_starts[s], rows = b.seq_starts[s + 1] - first;
     spans_.push_back({first, rows, b.context_lens[s] - rows, b.block_tables + s * b.table_stride});
-    for (int row = 0; row < rows; row += kQueryTokens)
-      attend_tasks_.push_back({static_cast<int>(s), row, std::min(rows, row + kQueryTokens)});
   }
 }
 

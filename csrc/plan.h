@@ -150,13 +150,15 @@ class Plan {
     CacheSpec spec;
     Memory keys, values;
   };
-  struct AttendTask {
-    int sequence, row_begin, row_end;
+  struct AttendPart {
+    const SequenceSpan* span;
+    AttendRange range;
   };
 
   View view(const Ref& ref) const;
   int64_t rows_of(const Ref& ref) const;
   void check(const Node& node) const;
+  void reserve_partials(const Node& node);
   void check(const BatchArrays& batch) const;
   void prepare(const BatchArrays& batch);
   void execute(const Node& node);
@@ -169,6 +171,7 @@ class Plan {
   void elementwise(const Node& node);
   void rope_table(const Node& node);
   void rotate(const Node& node);
+  void cut_attention(const AttentionArgs& args);
   void attention(const Node& node);
   void take(const Node& node);
   template <class F>
@@ -189,7 +192,8 @@ class Plan {
   size_t scratch_stride_ = 0;
   BatchArrays batch_{};
   std::vector<SequenceSpan> spans_;
-  std::vector<AttendTask> attend_tasks_;
+  std::vector<AttendPart> attend_parts_;
+  Memory partials_;  // attention that is split over the keys
   bool profiling_ = false;
   std::vector<double> seconds_;
 };

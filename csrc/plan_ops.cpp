@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "plan.h"
 
@@ -100,6 +101,35 @@ void Plan::rotate(const Node& n) {
   });
 }
 
+// Cuts the step's attention into parts: as many tokens as one pass over the keys serves. When those are too few to
+// keep the threads busy, what stands in one part is cut at the segments of its keys as well.
+void Plan::cut_attention(const AttentionArgs& args) {
+  const int group = args.heads / args.cache.kv_heads, tokens = std::max(1, kAttendRows / group);
+  const int all = std::numeric_limits<int>::max();
+  int64_t parts = 0;
+  for (const SequenceSpan& s : spans_) parts += (s.rows + tokens - 1) / tokens;
+  const bool few = parts * args.cache.kv_heads < int64_t{4} * pool_->size() && pool_->size() > 1;
+  float* free = partials_.as<float>();
+  float* const end = free + partials_.bytes() / sizeof(float);
+  attend_parts_.clear();
+  for (const SequenceSpan& s : spans_) {
+    const int64_t segments = (s.first_pos + s.rows + kSegment - 1) / kSegment;
+    const int64_t floats = segments * s.rows * args.heads * args.partial_floats();
+    const bool split = few && s.rows <= tokens && segments > 1 && floats <= end - free;
+    if (!split) {
+      for (int row = 0; row < s.rows; row += tokens)
+        attend_parts_.push_back({&s, {0, row, std::min(s.rows, row + tokens), 0, all, segments, nullptr}});
+      continue;
+    }
+    const int low = args.window > 0 ? std::max(0, s.first_pos - args.window + 1) : 0;
+    for (int64_t i = low / kSegment; i < segments; ++i) {
+      const int key = static_cast<int>(i) * kSegment;
+      attend_parts_.push_back({&s, {0, 0, s.rows, key, key + kSegment, segments, free}});
+    }
+    free += floats;
+  }
+}
+
 void Plan::attention(const Node& n) {
   const Layer& layer = layers_[static_cast<size_t>(n.cache)];
   const CacheView cache{layer.keys.as<void>(),
@@ -109,9 +139,10 @@ void Plan::attention(const Node& n) {
                         layer.spec.kv_heads,
                         layer.spec.head_dim,
                         (layer.spec.head_dim + 15) / 16 * 16};
-  const AttentionArgs args{cache,         view(n.in[0]), view(n.in[1]),
-                           view(n.in[2]), view(n.out),   static_cast<int>(n.i),
-                           n.a,           n.b,           static_cast<int>(n.j)};
+  const bool rounded = rounding_.dense == Seen::bf16 && cache_dtype_ == Dtype::bf16;
+  const AttentionArgs args{
+      cache, view(n.in[0]), view(n.in[1]),         view(n.in[2]), view(n.out), static_cast<int>(n.i),
+      n.a,   n.b,           static_cast<int>(n.j), rounded};
   const int64_t write_cost = int64_t{2} * cache.kv_heads * cache.head_dim * 4;
   over_rows(batch_.tokens, write_cost, [&](int64_t begin, int64_t end) {
     auto span = std::upper_bound(spans_.begin(), spans_.end(), begin,
@@ -122,17 +153,30 @@ void Plan::attention(const Node& n) {
       kernels_->write_kv(args, *span, static_cast<int>(t) - span->first_row);
     }
   });
+  cut_attention(args);
   int64_t work = 0;
   for (const SequenceSpan& s : spans_) work += int64_t{s.rows} * (s.first_pos + s.rows);
-  const int tasks = static_cast<int>(attend_tasks_.size()) * cache.kv_heads;
+  const int tasks = static_cast<int>(attend_parts_.size()) * cache.kv_heads;
+  // A part's numbers of one head of the cache; those of the next one stand behind them.
+  const auto range = [&](const AttendPart& part, int kv_head) {
+    AttendRange r = part.range;
+    r.kv_head = kv_head;
+    if (r.partials)
+      r.partials += r.segments * r.row_end * (args.heads / cache.kv_heads) * args.partial_floats() * kv_head;
+    return r;
+  };
   const auto one = [&](int task, int worker) {
-    const AttendTask& t = attend_tasks_[static_cast<size_t>(task / cache.kv_heads)];
-    kernels_->attend(args, spans_[static_cast<size_t>(t.sequence)], task % cache.kv_heads, t.row_begin, t.row_end,
+    // The last rows of a prompt see the most keys: they go first.
+    const AttendPart& part = attend_parts_[static_cast<size_t>((tasks - 1 - task) / cache.kv_heads)];
+    kernels_->attend(args, *part.span, range(part, task % cache.kv_heads),
                      scratch_.data() + scratch_stride_ * static_cast<size_t>(worker));
   };
   if (work * args.heads * cache.head_dim < 2 * kInline)
     for (int task = 0; task < tasks; ++task) one(task, 0);
   else pool_->run(tasks, one);
+  for (const AttendPart& part : attend_parts_)
+    if (part.range.partials && part.range.key_end >= part.span->first_pos + part.span->rows)
+      for (int head = 0; head < cache.kv_heads; ++head) kernels_->attend_join(args, *part.span, range(part, head));
 }
 
 void Plan::take(const Node& n) {

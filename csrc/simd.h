@@ -12,6 +12,12 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#define OCTAVO_BF16_DOT 1
+#else
+#define OCTAVO_BF16_DOT 0
+#endif
+
 namespace octavo::OCTAVO_ISA {
 
 constexpr int kLanes = 16;
@@ -79,10 +85,14 @@ inline void store_bf16(uint16_t* p, Vec a) {
   const __m512i out = _mm512_mask_mov_epi32(_mm512_srli_epi32(up, 16), nan, _mm512_set1_epi32(0x7fc0));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(out));
 }
+inline bool above(Vec a, float x) { return _mm512_cmp_ps_mask(a.v, _mm512_set1_ps(x), _CMP_GT_OQ) != 0; }
 // Sixteen pairs of bf16 (32 bits each): the even elements, and the odd ones.
 struct Pairs {
   __m512i v;
 };
+inline Pairs operator&(Pairs a, uint32_t mask) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(mask)))};
+}
 inline Pairs load_pairs(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline Vec even(Pairs a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
 inline Vec odd(Pairs a) {
@@ -169,9 +179,18 @@ inline void store_bf16(uint16_t* p, Vec x) {
   store(tmp, x);
   for (int i = 0; i < 16; ++i) p[i] = float_to_bf16(tmp[i]);
 }
+inline bool above(Vec x, float y) {
+  const __m256 limit = _mm256_set1_ps(y);
+  const __m256 a = _mm256_cmp_ps(x.a, limit, _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, limit, _CMP_GT_OQ);
+  return _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0;
+}
 struct Pairs {
   __m256i a, b;
 };
+inline Pairs operator&(Pairs x, uint32_t mask) {
+  const __m256i m = _mm256_set1_epi32(static_cast<int>(mask));
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
 inline Pairs load_pairs(const uint32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
@@ -289,9 +308,18 @@ inline void store_f16(uint16_t* p, const Vec& x) {
 inline void store_bf16(uint16_t* p, const Vec& x) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_bf16(x.v[i]);
 }
+inline bool above(const Vec& x, float y) {
+  for (float v : x.v)
+    if (v > y) return true;
+  return false;
+}
 struct Pairs {
   uint32_t v[16];
 };
+inline Pairs operator&(Pairs x, uint32_t mask) {
+  for (uint32_t& v : x.v) v &= mask;
+  return x;
+}
 inline Pairs load_pairs(const uint32_t* p) {
   Pairs r;
   std::memcpy(r.v, p, sizeof(r.v));
@@ -321,6 +349,64 @@ inline Vec exp(Vec x) {
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r + set1(1.0f));
   return scale2(p, n);
+}
+
+// 2^n for whole n <= 0; far below one it is 2^-126, which is as good as nothing.
+inline Vec power2(Vec n) { return scale2(set1(1.0f), max(set1(-126.0f), n)); }
+
+// 2^x for x <= 0 to about 1 ulp (Cephes exp2f: degree-6 polynomial on [-0.5, 0.5]); from 2^-126 down it stays
+// there. NaN stays NaN.
+inline Vec exp2(Vec x) {
+  x = max(set1(-126.0f), x);
+  const Vec n = round(x), r = x - n;
+  Vec p = set1(1.535336188319500e-4f);
+  p = fma(p, r, set1(1.339887440266574e-3f));
+  p = fma(p, r, set1(9.618437357674640e-3f));
+  p = fma(p, r, set1(5.550332471162809e-2f));
+  p = fma(p, r, set1(2.402264791363012e-1f));
+  p = fma(p, r, set1(6.931472028550421e-1f));
+  return scale2(fma(p, r, set1(1.0f)), n);
+}
+
+// Rounded to bf16 and back.
+inline Vec rounded_bf16(Vec x) {
+  uint16_t halves[16];
+  store_bf16(halves, x);
+  return load_bf16(halves);
+}
+
+// Sums of two bf16 products a lane: c + x.even * y.even + x.odd * y.odd; y as the bits of a float vector.
+#if OCTAVO_BF16_DOT
+inline Vec dot(Pairs x, Vec y, Vec c) {
+  return {_mm512_dpbf16_ps(c.v, reinterpret_cast<__m512bh>(x.v), reinterpret_cast<__m512bh>(y.v))};
+}
+inline Pairs bf16_pairs(Vec a, Vec b) { return {reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v))}; }
+inline void store(uint16_t* p, Pairs x) { _mm512_storeu_si512(p, x.v); }
+#else
+inline Vec dot(Pairs x, Vec y, Vec c) {
+  uint32_t bits[16];
+  float words[16];
+  store(words, y);
+  std::memcpy(bits, words, sizeof(bits));
+  const Pairs z = load_pairs(bits);
+  return fma(even(x), even(z), fma(odd(x), odd(z), c));
+}
+// Thirty-two floats rounded to bf16, side by side.
+inline Pairs bf16_pairs(Vec a, Vec b) {
+  uint16_t halves[32];
+  uint32_t bits[16];
+  store_bf16(halves, a);
+  store_bf16(halves + 16, b);
+  std::memcpy(bits, halves, sizeof(bits));
+  return load_pairs(bits);
+}
+inline void store(uint16_t* p, Pairs x) { std::memcpy(p, &x, sizeof(x)); }
+#endif
+
+// The pair's first element or zero beside the second one or zero.
+inline Pairs only(Pairs x, bool first_of_pair, bool second_of_pair) {
+  if (first_of_pair && second_of_pair) return x;
+  return x & ((first_of_pair ? 0xffffu : 0u) | (second_of_pair ? 0xffff0000u : 0u));
 }
 
 inline Vec sigmoid(Vec x) { return set1(1.0f) / (set1(1.0f) + exp(zero() - x)); }

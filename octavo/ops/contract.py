@@ -116,6 +116,11 @@ class Precision:
     quantized: str = "int8"
     """What a quantized matrix sees of its input: int8 (blocks of 32 with a scale), bfloat16, float32."""
 
+    @property
+    def rounds_attention(self) -> bool:
+        """Whether attention multiplies bfloat16 numbers, the query and the softmax weights rounded to it."""
+        return self.activation == self.cache == "bfloat16"
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -49,6 +49,10 @@ def fetch(stored: NDArray[Any], dtype: str) -> F32:
     return bf16_to_f32(stored) if dtype == "bfloat16" else stored.astype(np.float32)
 
 
+def _to_bf16(values: F32) -> F32:
+    return bf16_to_f32(f32_to_bf16(values))
+
+
 class PagedCache:
     """Keys and values by layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype."""
 
@@ -221,7 +225,8 @@ class NumpyOps:
             )
             keys, values = self.cache.read(spec.layer, table, int(batch.context_lens[s]))
             queries = q[rows].reshape(-1, spec.heads, spec.head_dim)
-            out[rows] = attend(queries, keys, values, positions, spec).reshape(-1, q.shape[1])
+            mixed = attend(queries, keys, values, positions, spec, self.precision)
+            out[rows] = mixed.reshape(-1, q.shape[1])
         return out
 
     def softcap(self, x: F32, cap: float) -> F32:
@@ -231,9 +236,21 @@ class NumpyOps:
         return x[rows]
 
 
-def attend(q: F32, keys: F32, values: F32, positions: NDArray[np.int32], spec: AttentionSpec) -> F32:
-    """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys and values [length, kv_heads, dim]."""
+def attend(
+    q: F32,
+    keys: F32,
+    values: F32,
+    positions: NDArray[np.int32],
+    spec: AttentionSpec,
+    precision: Precision,
+) -> F32:
+    """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys and values [length, kv_heads, dim].
+
+    Where Precision says that products are of bfloat16 numbers, the query and the weights are rounded to it;
+    the weights as 2**(score - a whole number), so that they round alike wherever the largest score stands.
+    """
     group = spec.heads // spec.kv_heads
+    q = _to_bf16(q) if precision.rounds_attention else q
     keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(spec.scale)
     if spec.softcap is not None:
@@ -243,7 +260,9 @@ def attend(q: F32, keys: F32, values: F32, positions: NDArray[np.int32], spec: A
     if spec.window is not None:
         visible &= behind < spec.window
     scores = np.where(visible, scores, np.float32(-np.inf))
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    powers = scores * np.float32(math.log2(math.e))
+    weights = np.exp2(powers - np.ceil(powers.max(axis=-1, keepdims=True)))
+    weights = _to_bf16(weights) if precision.rounds_attention else weights
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.asarray(np.einsum("hqk,khd->qhd", weights, values), np.float32)
 

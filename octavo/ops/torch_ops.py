@@ -4,6 +4,7 @@ bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -179,6 +180,8 @@ class TorchOps:
         """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys, values [length, kv_heads, dim]."""
         group = spec.heads // spec.kv_heads
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        if self.precision.rounds_attention:
+            q = q.bfloat16().float()
         scores = self.torch.einsum("qhd,khd->hqk", q, keys) * spec.scale
         if spec.softcap is not None:
             scores = self.softcap(scores, spec.softcap)
@@ -186,8 +189,11 @@ class TorchOps:
         hidden = behind < 0
         if spec.window is not None:
             hidden = hidden | (behind >= spec.window)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
-        return self.torch.einsum("hqk,khd->qhd", weights, values)
+        powers = scores.masked_fill(hidden, float("-inf")) * math.log2(math.e)
+        weights = self.torch.exp2(powers - powers.amax(dim=-1, keepdim=True).ceil())
+        if self.precision.rounds_attention:
+            weights = weights.bfloat16().float()
+        return self.torch.einsum("hqk,khd->qhd", weights / weights.sum(dim=-1, keepdim=True), values)
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return cap * self.torch.tanh(x / cap)

@@ -315,4 +315,8 @@ CASES = (
     OpCase("attention-scale", attention(2, 1, 16, scale=3.0), PAGED),
     OpCase("attention-two-layers", two_layers, PAGED),
     *(OpCase(f"attention-cache-{d}", attention(4, 2, 24), PAGED, Precision(cache=d)) for d in FLOATS),
+    OpCase("attention-bf16-head5", attention(6, 3, 5, window=9), PAGED, Precision(cache="bfloat16")),
+    OpCase("attention-rounded", attention(4, 2, 24), PAGED, Precision("bfloat16", "bfloat16")),
+    OpCase("attention-rounded-head5", attention(6, 2, 5, window=9), PAGED, Precision("bfloat16", "bfloat16")),
+    OpCase("attention-rounded-head80", attention(7, 1, 80), PAGED, Precision("bfloat16", "bfloat16")),
 )

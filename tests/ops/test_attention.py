@@ -1,0 +1,128 @@
+"""Attention over contexts of several segments: one answer, whoever computes which part of it.
+
+A row's result may depend on its position and its own keys alone: not on the chunks of its prompt, on the
+other sequences of a step, on the number of threads, or on what stands in slots that it does not see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from op_cases import OpModel
+
+from octavo import _native
+from octavo.build.bind import bind
+from octavo.ops.contract import AttentionSpec, Batch, Limits, Precision, Runnable
+from octavo.ops.reference import NumpyRunnable
+
+LENGTH, BLOCK = 1300, 16
+BLOCKS_EACH = -(-LENGTH // BLOCK)
+LIMITS = Limits(tokens=2 * LENGTH, sequences=3, logit_rows=2 * LENGTH, block_size=BLOCK, max_model_len=2048)
+PRECISIONS = (Precision(), Precision("bfloat16", "bfloat16"), Precision(cache="float16"))
+SPECS = (
+    AttentionSpec(0, heads=6, kv_heads=2, head_dim=24, scale=0.3),
+    AttentionSpec(0, heads=3, kv_heads=1, head_dim=40, scale=0.3, window=700, softcap=5.0),
+)
+
+
+def model_of(spec: AttentionSpec) -> OpModel:
+    """Token id t reads row t of random queries, keys and values: two sequences of LENGTH tokens."""
+    model = OpModel(5)
+    q = model.input("q", model.noise(2 * LENGTH, spec.heads * spec.head_dim))
+    k, v = (model.input(n, model.noise(2 * LENGTH, spec.kv_heads * spec.head_dim)) for n in "kv")
+    model.specs = (spec,)
+    model.call = lambda op: op.attention(q(op), k(op), v(op), spec)
+    return model
+
+
+def step(*spans: tuple[int, int, int]) -> Batch:
+    """Spans (sequence, first, end); the sequences' blocks alternate."""
+    positions = np.concatenate([np.arange(first, end) for _, first, end in spans]).astype(np.int32)
+    ids = np.concatenate([s * LENGTH + np.arange(first, end) for s, first, end in spans]).astype(np.int32)
+    counts = [end - first for _, first, end in spans]
+    return Batch(
+        token_ids=ids,
+        positions=positions,
+        rope_lens=positions + 1,
+        seq_starts=np.cumsum([0, *counts]).astype(np.int32),
+        context_lens=np.array([end for _, _, end in spans], np.int32),
+        block_tables=np.array([range(s, 2 * BLOCKS_EACH, 2) for s, _, _ in spans], np.int32),
+        logit_rows=np.arange(len(ids), dtype=np.int32),
+    )
+
+
+def native(spec: AttentionSpec, precision: Precision, isa: str, threads: int) -> Runnable:
+    model = model_of(spec)
+    tensors = [(param, model.tensors[param.name]) for _, param in model.named_params()]
+    runnable = bind(model, tensors, precision, LIMITS, "native", threads=threads, isa=isa)
+    runnable.allocate_cache(2 * BLOCKS_EACH)
+    return runnable
+
+
+def rows(runnable: Runnable, *steps: Batch) -> dict[int, NDArray[np.float32]]:
+    """Each token's result, by token id."""
+    results: dict[int, NDArray[np.float32]] = {}
+    for batch in steps:
+        results.update(zip(batch.token_ids.tolist(), np.array(runnable.forward(batch)), strict=True))
+    return results
+
+
+WHOLE = (step((0, 0, LENGTH)),)
+"""One prompt in one step."""
+CUT = (
+    step((0, 0, 37)),
+    step((0, 37, 900), (1, 0, 5)),
+    step((1, 5, 600), (0, 900, 901)),
+    step((0, 901, 1290)),
+    *(step((0, i, i + 1)) for i in range(1290, 1294)),
+    *(step((1, 600 + i, 601 + i), (0, 1294 + i, 1295 + i)) for i in range(3)),
+    step((0, 1297, LENGTH)),
+)
+"""The same prompt in chunks, single tokens and a few at once, with and without company."""
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("spec", SPECS, ids=("full", "window"))
+@pytest.mark.parametrize("precision", PRECISIONS, ids=("f32", "bf16", "f16"))
+def test_parts_do_not_show(spec: AttentionSpec, precision: Precision, isa: str) -> None:
+    expected = rows(native(spec, precision, isa, threads=1), *WHOLE)
+    for threads in (1, 3):
+        got = rows(native(spec, precision, isa, threads), *CUT)
+        for token, row in expected.items():
+            np.testing.assert_array_equal(got[token], row)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("spec", SPECS, ids=("full", "window"))
+def test_long_contexts_equal_the_reference(spec: AttentionSpec, isa: str) -> None:
+    model = model_of(spec)
+    reference = NumpyRunnable(model, model.tensors, Precision(), LIMITS)
+    reference.allocate_cache(2 * BLOCKS_EACH)
+    expected = rows(reference, *WHOLE)
+    got = rows(native(spec, Precision(), isa, threads=2), *CUT)
+    worst = max(float(np.abs(got[token] - row).max()) for token, row in expected.items())
+    assert worst <= 1e-5
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("precision", PRECISIONS, ids=("f32", "bf16", "f16"))
+def test_numbers_left_in_a_slot_touch_nothing(precision: Precision, isa: str) -> None:
+    """A block full of NaN from another sequence, taken over by one that fills a part of it."""
+    spec: Any = AttentionSpec(0, heads=2, kv_heads=1, head_dim=24, scale=0.3, window=40)
+    model = model_of(spec)
+    for name in "kv":
+        model.tensors[name].data[LENGTH : LENGTH + 200] = np.nan
+    tensors = [(param, model.tensors[param.name]) for _, param in model.named_params()]
+    runnable = bind(model, tensors, precision, LIMITS, "native", threads=2, isa=isa)
+    runnable.allocate_cache(2 * BLOCKS_EACH)
+    steps = (step((0, 0, 7)), step((0, 7, 8)), step((0, 8, 71)), step((0, 71, 100)))
+    expected = rows(runnable, *steps)
+    poison = step((1, 0, 200))
+    poison.block_tables[:] = np.arange(0, 2 * BLOCKS_EACH, 2)
+    runnable.forward(poison)
+    got = rows(runnable, *steps)
+    for token, row in expected.items():
+        np.testing.assert_array_equal(got[token], row)
