@@ -149,9 +149,11 @@ struct Attend {
     for (int r = 0; r < rows; ++r) {
       const int head = kv_head * group + (first + r) % group;
       const float* q = a.q.row(s.first_row + (first + r) / group) + static_cast<int64_t>(head) * a.cache.head_dim;
-      if (Dot) round_bf16(q, reinterpret_cast<uint16_t*>(row_scratch), a.cache.head_dim);
-      else if (a.rounded) round_bf16_f32(q, row_scratch, a.cache.head_dim);
-      else std::memcpy(row_scratch, q, sizeof(float) * a.cache.head_dim);
+      each_run(a.cache.head_dim, [&](int64_t i, int lanes) {
+        const Vec x = take(q + i, lanes);
+        if constexpr (Dot) store_bf16(reinterpret_cast<uint16_t*>(row_scratch) + i, x);
+        else store(row_scratch + i, a.rounded ? rounded_bf16(x) : x);
+      });
       float* to = queries + static_cast<int64_t>(r / kQueries) * kQueries * width + r % kQueries;
       const int words = Dot ? a.cache.depth() / 2 : a.cache.head_dim;
       for (int i = 0; i < words; ++i) std::memcpy(to + i * kQueries, row_scratch + i, 4);
