@@ -15,7 +15,7 @@ from octavo.errors import BadRequest
 from octavo.types.outputs import CompletionOutput, RequestOutput
 
 CONTEXT = 256
-ROUNDS = 25
+ROUNDS = 15
 
 
 def fields(draw: random.Random, vocab: int) -> dict[str, Any]:
