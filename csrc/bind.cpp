@@ -225,6 +225,23 @@ double read_seconds(Pool& pool, const std::string& isa, int64_t bytes) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Multiply-adds that the pool's threads do in a second, counted as two operations each.
+double peak_operations(Pool& pool, const std::string& isa, int kind, int64_t rounds) {
+  const Kernels* kernels = select_kernels(isa.c_str());
+  if (!kernels || kind < 0 || kind > 2 || rounds < 1 || rounds > 1 << 24)
+    throw std::invalid_argument("octavo: no such multiply-add to measure");
+  nb::gil_scoped_release release;
+  const int tasks = 16 * pool.size();
+  std::vector<float> sinks(static_cast<size_t>(tasks));
+  std::atomic<int64_t> operations{0};
+  const auto start = std::chrono::steady_clock::now();
+  pool.run(tasks, [&](int task, int) {
+    operations += kernels->peak(static_cast<Multiply>(kind), rounds, &sinks[static_cast<size_t>(task)]);
+  });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(operations) / seconds.count();
+}
+
 }  // namespace
 }  // namespace octavo
 
@@ -236,6 +253,9 @@ NB_MODULE(_native, m) {
 
   m.def("read_seconds", &read_seconds, "pool"_a, "isa"_a, "bytes"_a,
         "Seconds to read `bytes` of memory once with all the pool's threads: the memory's limit.");
+
+  m.def("peak_operations", &peak_operations, "pool"_a, "isa"_a, "kind"_a, "rounds"_a,
+        "Multiply-adds a second (two operations each): kind 0 float32, 1 bf16, 2 int8.");
 
   nb::class_<Pool>(m, "Pool")
       .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})

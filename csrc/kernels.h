@@ -64,13 +64,14 @@ struct PackedMatrix {
   bool whole() const { return format != Format::lut4 || table->whole; }
 };
 
-// A linear's input as quantized matrices read it: int8 in blocks of 32 columns, each with a scale.
+// A linear's input as quantized matrices read it: int8 in blocks of 32 columns, each with a scale. Rows stand in
+// panels of as many as the kernel takes at once (the last one may hold fewer), so that it reads on and on.
 struct QuantizedRows {
-  int8_t* codes;    // [n, 32 * blocks], zero-padded
-  float* scales;    // [n, blocks]
-  float* sums;      // [n, blocks] scale * sum of the codes
-  int32_t* biases;  // [n, blocks] what the sum of products starts from: see quantize_row
-  int64_t blocks;
+  int8_t* codes;    // panels of [8 * blocks, rows, 4 columns], zero-padded
+  float* scales;    // panels of [blocks, rows]
+  float* sums;      // the same: scale * sum of the codes
+  int32_t* biases;  // the same: what the sum of products starts from, see quantize_row
+  int64_t blocks, n;
 };
 
 struct View {
@@ -86,7 +87,7 @@ struct LinearArgs {
   View out;           // [n, rows]
   int64_t n;
   const float* x;          // [n, x_stride] float32, or
-  const uint16_t* x_bf16;  // [n, x_stride] bf16 with an even, zero-padded width; used when not null
+  const uint16_t* x_bf16;  // panels as round_bf16 writes them; used when not null
   int64_t x_stride;
   QuantizedRows x_int8;  // used by quantized matrices when its codes are not null
 };
@@ -124,6 +125,9 @@ struct SequenceSpan {
   const int32_t* blocks;
 };
 
+// Which multiply-add: of float32, of pairs of bf16 where there are such (else float32), of four bytes.
+enum class Multiply : int { f32 = 0, bf16 = 1, int8 = 2 };
+
 // Attention is summed in segments of this many keys, at fixed positions, joined in order: segments may be computed
 // anywhere, and the result does not show it.
 constexpr int kSegment = 512;
@@ -141,7 +145,7 @@ struct Kernels {
   const char* name;
   bool bf16_dot;  // linear takes x_bf16 (otherwise inputs rounded to bf16 come as float32)
   void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end);
-  void (*round_bf16)(const float* in, uint16_t* out, int64_t n);  // out padded to even with zero
+  void (*round_bf16)(const float* in, int64_t n, uint16_t* out, int64_t rows, int64_t row);  // see x_bf16
   void (*round_bf16_f32)(const float* in, float* out, int64_t n);
   void (*rms_norm)(const float* x, float* out, const float* weight, float offset, float eps, int64_t group, int64_t n);
   void (*layer_norm)(const float* x, float* out, const float* weight, const float* bias, float eps, int64_t group,
@@ -162,7 +166,8 @@ struct Kernels {
   void (*quantize_row)(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row);
   // Rounds a tile of a dense matrix (`source` [rows, cols] of `dtype`) to `shape`, an int8 or int4 format.
   void (*round_tile)(const void* source, Dtype dtype, const PackedMatrix& shape, int64_t tile, void* out);
-  float (*read)(const float* p, int64_t n);  // sums n floats (a multiple of 64): what memory can do, for the benchmark
+  float (*read)(const float* p, int64_t n);                     // sums n floats (a multiple of 128): what memory can do
+  int64_t (*peak)(Multiply kind, int64_t rounds, float* sink);  // what arithmetic can do: its operations
 };
 
 constexpr int kAttendRows = 128;  // query rows that one pass over the keys serves

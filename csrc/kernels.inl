@@ -43,6 +43,7 @@ inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(
 #include "kernels_rows.inl"
 
 #include "kernels_attention.inl"
+#include "kernels_limits.inl"
 #include "kernels_linear.inl"
 
 }  // namespace
@@ -68,7 +69,8 @@ const Kernels* table() {
                                   matrix_row,
                                   quantize_row,
                                   round_tile,
-                                  read};
+                                  read,
+                                  peak};
   return &kernels;
 }
 

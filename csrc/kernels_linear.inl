@@ -3,6 +3,18 @@
 // Every (token, output row) is two chains, over even and odd k (or pairs of k), added at the end: the same
 // order whatever the number of tokens, so that an answer does not depend on the batch.
 
+// Row `row` of `rows`, as linear_tile_dot reads it: panels of [pairs of columns, rows], the odd column with a zero.
+void round_bf16(const float* in, int64_t n, uint16_t* out, int64_t rows, int64_t row) {
+  const int64_t first = row / kRows * kRows, height = std::min<int64_t>(kRows, rows - first), pairs = (n + 1) / 2;
+  uint16_t* panel = out + first * pairs * 2 + (row - first) * 2;
+  for (int64_t i = 0; i < n; i += 16) {
+    uint16_t halves[16];
+    store_bf16(halves, load(in + i, static_cast<int>(std::min<int64_t>(16, n - i))));
+    for (int64_t j = 0; j < 8 && i / 2 + j < pairs; ++j)
+      std::memcpy(panel + (i / 2 + j) * height * 2, halves + 2 * j, 4);
+  }
+}
+
 template <int M>
 inline void finish_rows(const LinearArgs& a, int64_t row, int64_t tile, const Vec* even_sum, const Vec* odd_sum) {
   const int64_t first = tile * kTile;
@@ -52,35 +64,36 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
 }
 
 #if OCTAVO_BF16_DOT
+inline Vec dot_pairs(Vec sum, __m512bh w, const uint16_t* x) {
+  int32_t pair;
+  std::memcpy(&pair, x, 4);
+  return {_mm512_dpbf16_ps(sum.v, w, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
+}
+
 // Two bf16 products a lane and instruction (vdpbf16ps), float32 sums.
 template <int M>
 void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
   const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
-  const uint16_t* x = a.x_bf16 + row * a.x_stride;
+  const int64_t pairs = (a.weight.cols + 1) / 2;
+  const uint16_t* x = a.x_bf16 + row * pairs * 2;
   Vec s0[M], s1[M];
   for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
-  const int64_t pairs = (a.weight.cols + 1) / 2;
-  const auto pair_at = [&](int m, int64_t p) {
-    int32_t both;
-    std::memcpy(&both, x + m * a.x_stride + 2 * p, 4);
-    return reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
-  };
   int64_t p = 0;
-  for (; p + 1 < pairs; p += 2, w += 128) {
-    if (M <= 4) {
+  for (; p + 1 < pairs; p += 2, w += 128, x += 4 * M) {
+    if (M <= kPrefetchRows) {
       __builtin_prefetch(w + kAhead);
       __builtin_prefetch(w + kAhead + 64);
     }
     const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
     const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 64));
     for (int m = 0; m < M; ++m) {
-      s0[m].v = _mm512_dpbf16_ps(s0[m].v, w0, pair_at(m, p));
-      s1[m].v = _mm512_dpbf16_ps(s1[m].v, w1, pair_at(m, p + 1));
+      s0[m] = dot_pairs(s0[m], w0, x + 2 * m);
+      s1[m] = dot_pairs(s1[m], w1, x + 2 * (M + m));
     }
   }
   if (p < pairs) {
     const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-    for (int m = 0; m < M; ++m) s0[m].v = _mm512_dpbf16_ps(s0[m].v, w0, pair_at(m, p));
+    for (int m = 0; m < M; ++m) s0[m] = dot_pairs(s0[m], w0, x + 2 * m);
   }
   finish_rows<M>(a, row, tile, s0, s1);
 }
@@ -140,13 +153,4 @@ void matrix_row(const PackedMatrix& w, int64_t row, float* out) {
         out[k] = bf16_to_float(reinterpret_cast<const uint16_t*>(tile)[(k / 2 * kTile + lane) * 2 + k % 2]);
       return;
   }
-}
-
-float read(const float* p, int64_t n) {
-  Vec s[4] = {zero(), zero(), zero(), zero()};
-  for (int64_t i = 0; i < n; i += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(p + i) + kAhead);
-    for (int j = 0; j < 4; ++j) s[j] = s[j] + load(p + i + 16 * j);
-  }
-  return sum((s[0] + s[1]) + (s[2] + s[3]));
 }

@@ -35,9 +35,9 @@ inline GroupHead group_head(const PackedMatrix& w, const uint8_t* header, int gr
   return head;
 }
 
-// Calls f(head, block, codes) for every block of a tile in order.
+// Calls f(head, first block, end, codes) for every group of a tile in order.
 template <class F>
-inline void each_block(const PackedMatrix& w, const uint8_t* p, F f) {
+inline void each_group(const PackedMatrix& w, const uint8_t* p, F f) {
   const int64_t blocks = w.blocks(), per_group = w.group / kBlock;
   const size_t header_bytes = w.header_bytes(), block_bytes = w.block_bytes();
   const int groups = w.header_groups();
@@ -45,10 +45,20 @@ inline void each_block(const PackedMatrix& w, const uint8_t* p, F f) {
     const uint8_t* header = p;
     p += header_bytes;
     for (int g = 0; g < groups && b < blocks; ++g) {
-      const GroupHead head = group_head(w, header, g);
-      for (const int64_t end = std::min(blocks, b + per_group); b < end; ++b, p += block_bytes) f(head, b, p);
+      const int64_t end = std::min(blocks, b + per_group);
+      f(group_head(w, header, g), b, end, p);
+      p += static_cast<size_t>(end - b) * block_bytes;
+      b = end;
     }
   }
+}
+
+// Calls f(head, block, codes) for every block of a tile in order.
+template <class F>
+inline void each_block(const PackedMatrix& w, const uint8_t* p, F f) {
+  each_group(w, p, [&](const GroupHead& head, int64_t b, int64_t end, const uint8_t* codes) {
+    for (; b < end; ++b, codes += w.block_bytes()) f(head, b, codes);
+  });
 }
 
 // The number that a code of zero columns stands for, taken off as a whole number.
@@ -61,8 +71,10 @@ inline int32_t code_bias(const PackedMatrix& w) {
 template <Format F, class Do>
 inline void each_quad(const uint8_t* p, Do f) {
   if constexpr (F == Format::int8) {
+#pragma GCC unroll 8
     for (int q = 0; q < kQuads; ++q) f(q, load_bytes(p + 64 * q));
   } else {
+#pragma GCC unroll 4
     for (int q = 0; q < kQuads / 2; ++q) {
       const Bytes both = load_bytes(p + 64 * q);
       f(q, low_nibbles(both));
@@ -82,37 +94,57 @@ inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const V
   }
 }
 
+// The whole sums of one block for M rows, as float32.
 template <int M, Format F>
+inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, Bytes table, Vec* sums) {
+  constexpr int bytes = F == Format::int8 ? 512 : 256;
+  if (M <= kPrefetchRows)
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
+  const int8_t* codes = x.codes + at * kBlock;
+  const int32_t* biases = x.biases + at;
+  Ints s[M];
+  for (int m = 0; m < M; ++m) s[m] = ints(biases[m]);
+  each_quad<F>(p, [&](int q, Bytes c) {
+    if constexpr (F == Format::lut4) c = lookup(table, c);
+    for (int m = 0; m < M; ++m) {
+      const int8_t* columns = codes + (q * M + m) * 4;
+      if constexpr (F == Format::int4) s[m] = dot4(s[m], c, columns);
+      else s[m] = dot8(s[m], c, columns);
+    }
+  });
+  for (int m = 0; m < M; ++m) sums[m] = to_float(s[m]);
+}
+
+// Short: every block has a scale of its own; nothing is summed up under a scale.
+template <int M, Format F, bool Short>
 void quant_tile(const LinearArgs& a, int64_t row, int64_t tile) {
   const PackedMatrix& w = a.weight;
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(tile) * w.tile_bytes();
   const QuantizedRows& x = a.x_int8;
-  const int64_t blocks = x.blocks;
-  const int8_t* codes = x.codes + row * blocks * kBlock;
-  const float *scales = x.scales + row * blocks, *totals = x.sums + row * blocks;
-  const int32_t* biases = x.biases + row * blocks;
-  const bool offset = w.offset != Offset::none;
-  constexpr int bytes = F == Format::int8 ? 512 : 256;
+  const int64_t first = row * x.blocks;
   Bytes table{};
   if constexpr (F == Format::lut4) table = repeat16(w.table->bytes);
   Vec y[M];
   for (int m = 0; m < M; ++m) y[m] = zero();
-  each_block(w, data, [&](const GroupHead& head, int64_t b, const uint8_t* p) {
-    if (M <= kPrefetchRows)
-      for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
-    Ints s[M];
-    for (int m = 0; m < M; ++m) s[m] = ints(biases[m * blocks + b]);
-    each_quad<F>(p, [&](int q, Bytes c) {
-      if constexpr (F == Format::lut4) c = lookup(table, c);
+  each_group(w, data, [&](const GroupHead& head, int64_t b, int64_t end, const uint8_t* p) {
+    Vec group[M], total = zero();  // of the activations: one lane a row, at most sixteen
+    for (int m = 0; m < M; ++m) group[m] = zero();
+    do {
+      const int64_t at = first + b * M;
+      Vec sums[M];
+      block_sums<M, F>(x, at, p, table, sums);
       for (int m = 0; m < M; ++m) {
-        const int8_t* four_columns = codes + (m * blocks + b) * kBlock + 4 * q;
-        if constexpr (F == Format::int4) s[m] = dot4(s[m], c, four_columns);
-        else s[m] = dot8(s[m], c, four_columns);
+        const Vec scale = set1(x.scales[at + m]);
+        group[m] = Short ? sums[m] * scale : fma(sums[m], scale, group[m]);
       }
-    });
-    for (int m = 0; m < M; ++m) y[m] = fma(to_float(s[m]), head.scale * set1(scales[m * blocks + b]), y[m]);
-    if (offset)
-      for (int m = 0; m < M; ++m) y[m] = fma(head.offset, set1(totals[m * blocks + b]), y[m]);
+      if (w.offset != Offset::none) total = total + load(x.sums + at);
+      p += F == Format::int8 ? 512 : 256;
+    } while (!Short && ++b < end);
+    for (int m = 0; m < M; ++m) y[m] = fma(group[m], head.scale, y[m]);
+    if (w.offset == Offset::none) return;
+    float totals[kLanes];
+    store(totals, total);
+    for (int m = 0; m < M; ++m) y[m] = fma(head.offset, set1(totals[m]), y[m]);
   });
   finish_quant<M>(a, row, tile, y);
 }
@@ -163,7 +195,8 @@ void quant_tile_float(const LinearArgs& a, int64_t row, int64_t tile) {
 
 template <int M, Format F>
 void quant_format(const LinearArgs& a, int64_t row, int64_t tile) {
-  if (a.x_int8.codes) return quant_tile<M, F>(a, row, tile);
+  if (a.x_int8.codes)
+    return a.weight.group == kBlock ? quant_tile<M, F, true>(a, row, tile) : quant_tile<M, F, false>(a, row, tile);
   constexpr int step = M < 4 ? M : 4;
   for (int m = 0; m + step <= M; m += step) quant_tile_float<step, F>(a, row + m, tile);
   for (int m = M - M % step; m < M; ++m) quant_tile_float<1, F>(a, row + m, tile);
@@ -184,17 +217,20 @@ void quant_rows(const LinearArgs& a, int64_t row, int64_t tile) {
 // Blocks of 32: scale = largest / 127, code = x * (127 / largest) rounded to nearest even.
 void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row) {
   const float bias = static_cast<float>(code_bias(weight));
+  const int64_t first = row / kRows * kRows, rows = std::min<int64_t>(kRows, out.n - first);
   for (int64_t b = 0; b < out.blocks; ++b) {
     const int left = static_cast<int>(std::min<int64_t>(kBlock, n - b * kBlock));
     const float* p = x + b * kBlock;
-    const Vec first = load(p, std::min(left, 16)), second = left > 16 ? load(p + 16, left - 16) : zero();
-    const Vec size = max(max(first, zero() - first), max(second, zero() - second));
-    const float most = largest(size);
+    const Vec low = load(p, std::min(left, 16)), high = left > 16 ? load(p + 16, left - 16) : zero();
+    const float most = largest(max(max(low, zero() - low), max(high, zero() - high)));
     const Vec inverse = set1(most > 0 ? 127.0f / most : 0.0f);
-    const Vec q0 = round(first * inverse), q1 = round(second * inverse);
-    const int64_t at = row * out.blocks + b;
-    store_int8(out.codes + at * kBlock, q0);
-    store_int8(out.codes + at * kBlock + 16, q1);
+    const Vec q0 = round(low * inverse), q1 = round(high * inverse);
+    int8_t codes[kBlock];
+    store_int8(codes, q0);
+    store_int8(codes + 16, q1);
+    const int64_t at = first * out.blocks + b * rows + row - first;
+    int8_t* panel = out.codes + (first * out.blocks + b * rows) * kBlock + (row - first) * 4;
+    for (int q = 0; q < kQuads; ++q) std::memcpy(panel + q * rows * 4, codes + 4 * q, 4);
     const float total = sum(q0 + q1);
     out.scales[at] = most / 127.0f;
     out.sums[at] = total * out.scales[at];

@@ -1,12 +1,5 @@
 // Rounding, norms, activations, rotation: part of kernels.inl.
 
-void round_bf16(const float* in, uint16_t* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store_bf16(out + i, load(in + i));
-  for (; i < n; ++i) out[i] = float_to_bf16(in[i]);
-  if (n & 1) out[n] = 0;
-}
-
 void round_bf16_f32(const float* in, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_float(float_to_bf16(in[i]));
 }

@@ -266,7 +266,7 @@ void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
   auto* floats = rounded_.as<float>();
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      if (dot) kernels_->round_bf16(x.row(r), halves + r * stride, x.width);
+      if (dot) kernels_->round_bf16(x.row(r), x.width, halves, rows, r);
       else kernels_->round_bf16_f32(x.row(r), floats + r * stride, x.width);
     }
   });
@@ -278,8 +278,12 @@ void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
 void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
   const int64_t blocks = args.weight.blocks(), all = rows * blocks;
   auto* floats = rounded_.as<float>();
-  args.x_int8 = {reinterpret_cast<int8_t*>(floats + 3 * ((all + 15) / 16 * 16)), floats, floats + all,
-                 reinterpret_cast<int32_t*>(floats + 2 * all), blocks};
+  args.x_int8 = {reinterpret_cast<int8_t*>(floats + 3 * ((all + 15) / 16 * 16)),
+                 floats,
+                 floats + all,
+                 reinterpret_cast<int32_t*>(floats + 2 * all),
+                 blocks,
+                 rows};
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) kernels_->quantize_row(x.row(r), x.width, args.weight, args.x_int8, r);
   });

@@ -58,8 +58,11 @@ inline Vec choose(Vec x, Vec y, Vec a, Vec b) {
   return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), a.v)};
 }
 #if defined(__AVX512VNNI__)
+// By hand, since GCC 12 loads the four bytes apart and copies the sums to and fro: a third of the speed.
 inline Ints dot4(Ints s, Bytes w, const int8_t* a) {
-  return {_mm512_dpbusd_epi32(s.v, w.v, _mm512_set1_epi32(four(a)))};
+  const auto& four_bytes = *reinterpret_cast<const int8_t (*)[4]>(a);
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s.v) : "v"(w.v), "m"(four_bytes));
+  return s;
 }
 inline Ints dot8(Ints s, Bytes w, const int8_t* a) { return dot4(s, w, a); }
 #else

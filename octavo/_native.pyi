@@ -18,6 +18,9 @@ def isas() -> list[str]:
 def read_seconds(pool: Pool, isa: str, bytes: int) -> float:
     """Seconds to read `bytes` of memory once with all the pool's threads: the memory's limit."""
 
+def peak_operations(pool: Pool, isa: str, kind: int, rounds: int) -> float:
+    """Operations a second (a multiply-add is two) of all threads: kind 0 float32, 1 bf16, 2 int8."""
+
 class Pool:
     """Persistent threads; `threads` counts the caller. `cpus[i]` pins worker i, empty pins none."""
 
