@@ -32,8 +32,8 @@ class PromptTooLong(BadRequest):
 
     def __init__(self, got_tokens: int, limit_tokens: int, *, hint: str = "") -> None:
         super().__init__(
-            f"The prompt has {got_tokens} tokens, but this server takes at most {limit_tokens}.",
-            hint=hint or "Shorten the prompt or start the server with a larger --max-model-len.",
+            f"The prompt has {got_tokens} tokens, but at most {limit_tokens} fit.",
+            hint=hint or "Shorten the prompt or start with a larger --max-model-len.",
             param="prompt",
         )
         self.got_tokens = got_tokens

@@ -316,7 +316,7 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
         )
     log.info(
         "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %d threads",
-        config.model or "pocket (bundled)",
+        config.model or "The bundled pocket model",
         plan.arch.architecture,
         plan.arch.layers,
         f"{plan.arch.vocab:,}",

@@ -210,14 +210,14 @@ def clamp_kv_cache_space(asked_bytes: int, free_bytes: int, environ: Mapping[str
     """At most what is free, with a warning that shows the unit when that is less than what was asked for."""
     if asked_bytes <= free_bytes:
         return asked_bytes
-    name, text = lookup("kv_cache_space_bytes", environ) or ("The KV cache", show_bytes(asked_bytes))
+    name, text = lookup("kv_cache_space_bytes", environ) or ("--kv-cache-memory", show_bytes(asked_bytes))
     unit = (
         ""
         if re.search(r"[a-z]", text, re.IGNORECASE)
         else f" (the unit is GiB; for megabytes write {text}MB)"
     )
     log.warning(
-        "%s=%s asks for %s%s, but %s are free: using that.",
+        "%s=%s asks for %s%s, but %s are free: using at most that.",
         name,
         text,
         show_bytes(asked_bytes),

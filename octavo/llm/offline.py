@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import msgspec
+
 from octavo.errors import BadRequest, OctavoError
 from octavo.llm.args import keywords_of, settings_of
 from octavo.llm.collect import Collector, TokenBytes
@@ -133,6 +135,14 @@ class LLM:
         """What `generate` and `chat` use when no SamplingParams are given: the model's generation config."""
         return default_params(self._preparer)
 
+    def _chosen(self, params: Params, count: int) -> list[SamplingParams]:
+        """One SamplingParams for each prompt. More max_tokens than the context are cut, as in vLLM's LLM."""
+        limit = self._preparer.info.max_model_len
+        return [
+            one if (one.max_tokens or 0) <= limit else msgspec.structs.replace(one, max_tokens=limit)
+            for one in pair_sampling(params, count, self.get_default_sampling_params())
+        ]
+
     @overload
     def generate(
         self,
@@ -185,7 +195,7 @@ class LLM:
         _refuse_lora(lora_request)
         wanted = as_prompts(prompts, prompt_token_ids)
         common = _tokenization(tokenization_kwargs)
-        chosen = pair_sampling(sampling_params, len(wanted), self.get_default_sampling_params())
+        chosen = self._chosen(sampling_params, len(wanted))
         jobs = [
             job_of_prompt(
                 prompt,
@@ -269,7 +279,7 @@ class LLM:
             continue_final_message=continue_final_message,
         )
         conversations = as_conversations(messages)
-        chosen = pair_sampling(sampling_params, len(conversations), self.get_default_sampling_params())
+        chosen = self._chosen(sampling_params, len(conversations))
         jobs = [
             job_of_chat(
                 conversation,

@@ -217,7 +217,7 @@ def _explain(error: Exception, name: str, hub: str) -> tuple[str, str]:
         "TimeoutError",
     }:
         return (
-            f"{hub} cannot be reached and {name} is not complete in the cache.",
+            f"There is no folder {name} here, {hub} cannot be reached, and its cache has no complete copy.",
             "Check the network and proxy, set HF_ENDPOINT to a mirror, or give a local folder.",
         )
     said = (str(error).strip() or type(error).__name__).splitlines()[0][:300]

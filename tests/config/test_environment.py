@@ -121,7 +121,7 @@ def test_the_cache_is_clamped_with_the_unit(caplog: pytest.LogCaptureFixture) ->
     (record,) = caplog.records
     assert record.getMessage() == (
         "VLLM_CPU_KVCACHE_SPACE=40 asks for 40 GiB (the unit is GiB; for megabytes write 40MB), "
-        "but 3 GiB are free: using that."
+        "but 3 GiB are free: using at most that."
     )
 
 

@@ -143,3 +143,9 @@ def test_a_cache_larger_than_memory_is_clamped_with_the_unit(
     llm = LLM(max_model_len=256, max_num_seqs=2)
     assert "the unit is GiB; for megabytes write 4000MB" in caplog.text
     assert llm._engine.stats().blocks == 2 * 256 // 16
+
+
+def test_more_max_tokens_than_the_context_are_cut(pocket: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=100_000, ignore_eos=True)
+    output = pocket.generate([{"prompt_token_ids": [5] * 500}], params, use_tqdm=False)[0].outputs[0]
+    assert (len(output.token_ids), output.finish_reason) == (12, "length")
