@@ -43,6 +43,7 @@ def ask(port: int, question: str) -> None:
         "messages": [{"role": "user", "content": question}],
         "stream": True,
         "stream_options": {"include_usage": True},
+        "max_tokens": 256,
     }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     started = time.perf_counter()
