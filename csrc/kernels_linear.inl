@@ -35,7 +35,7 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
   const int64_t pairs = a.weight.cols / 2;
   constexpr int step = D == Dtype::f32 ? 128 : 64;  // bytes of two k
   for (int64_t p = 0; p < pairs; ++p, w += step) {
-    if (M <= 4) __builtin_prefetch(w + kAhead);
+    __builtin_prefetch(w + kAhead);
     Vec w0, w1;
     if constexpr (D == Dtype::bf16) {
       const Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(w));
@@ -80,10 +80,8 @@ void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
   for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
   int64_t p = 0;
   for (; p + 1 < pairs; p += 2, w += 128, x += 4 * M) {
-    if (M <= kPrefetchRows) {
-      __builtin_prefetch(w + kAhead);
-      __builtin_prefetch(w + kAhead + 64);
-    }
+    __builtin_prefetch(w + kAhead);
+    __builtin_prefetch(w + kAhead + 64);
     const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
     const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 64));
     for (int m = 0; m < M; ++m) {
@@ -123,13 +121,17 @@ void linear_rest(const LinearArgs& a, int64_t row, int64_t tile, int64_t rest) {
   }
 }
 
+// Rows go in spans whose inputs stay in the second cache beside a tile, which is thus read from memory once.
 void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
-  for (int64_t row = 0; row < a.n; row += kRows) {
-    const int64_t rest = a.n - row;
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
-      if (rest >= kRows) linear_rows<kRows>(a, row, tile);
-      else linear_rest<kRows - 1>(a, row, tile, rest);
-    }
+  const int64_t row_bytes = a.weight.cols * (a.x_int8.codes ? 1 : a.x_bf16 ? 2 : 4);
+  const int64_t span = kRows * std::max<int64_t>(1, kSpanBytes / (row_bytes * kRows));
+  for (int64_t first = 0; first < a.n; first += span) {
+    const int64_t end = std::min(a.n, first + span);
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile)
+      for (int64_t row = first; row < end; row += kRows) {
+        if (end - row >= kRows) linear_rows<kRows>(a, row, tile);
+        else linear_rest<kRows - 1>(a, row, tile, end - row);
+      }
   }
 }
 

@@ -3,12 +3,12 @@
 // y[row] = factor * sum over blocks of 32 columns of scale * (activation scale * whole sum) + offsets. The whole
 // sums are exact and blocks are added in their order, whatever the number of rows.
 
-constexpr int kAhead = 12 * 64;     // bytes of prefetch distance on a dense weight stream
-constexpr int kAheadBlocks = 12;    // and in blocks of a quantized one
-constexpr int kPrefetchRows = 8;    // up to this many rows, memory is what is waited for
-constexpr int kQuads = kBlock / 4;  // four columns meet the lanes at once
-constexpr int kCandidates = 19;     // scales tried in each group of a 4-bit rounding
-constexpr int kCandidates8 = 5;     // and of an 8-bit one
+constexpr int kAhead = 12 * 64;            // bytes of prefetch distance on a dense weight stream
+constexpr int kAheadBlocks = 12;           // and in blocks of a quantized one
+constexpr int64_t kSpanBytes = 192 << 10;  // of inputs that are kept in the second cache
+constexpr int kQuads = kBlock / 4;         // four columns meet the lanes at once
+constexpr int kCandidates = 19;            // scales tried in each group of a 4-bit rounding
+constexpr int kCandidates8 = 5;            // and of an 8-bit one
 
 inline Vec load_scales(const uint8_t* p, Dtype dtype) {
   switch (dtype) {
@@ -98,8 +98,7 @@ inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const V
 template <int M, Format F>
 inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, Bytes table, Vec* sums) {
   constexpr int bytes = F == Format::int8 ? 512 : 256;
-  if (M <= kPrefetchRows)
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
   const int8_t* codes = x.codes + at * kBlock;
   const int32_t* biases = x.biases + at;
   Ints s[M];
@@ -167,9 +166,8 @@ void quant_tile_float(const LinearArgs& a, int64_t row, int64_t tile) {
   Vec y[M];
   for (int m = 0; m < M; ++m) y[m] = zero();
   each_block(w, data, [&](const GroupHead& head, int64_t b, const uint8_t* p) {
-    if (M <= kPrefetchRows)
-      for (int line = 0; line < static_cast<int>(w.block_bytes()); line += 64)
-        __builtin_prefetch(p + kAheadBlocks * w.block_bytes() + line);
+    for (int line = 0; line < static_cast<int>(w.block_bytes()); line += 64)
+      __builtin_prefetch(p + kAheadBlocks * w.block_bytes() + line);
     Vec s[M];
     for (int m = 0; m < M; ++m) s[m] = zero();
     const int64_t left = w.cols - b * kBlock;
