@@ -49,6 +49,8 @@ int list_kernels(const Kernels** out, int capacity) {
   if (f.avx512vnni) put(avx512vnni_kernels());
   if (f.avx512) put(avx512_kernels());
   if (f.avx2) put(avx2_kernels());
+#elif defined(OCTAVO_ARM64)
+  put(neon_kernels());  // part of every 64-bit ARM
 #endif
   put(scalar_kernels());
   return n;

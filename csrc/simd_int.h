@@ -153,7 +153,7 @@ inline Ints dot8(Ints s, Bytes w, const int8_t* a) {
           dot_half(s.b, _mm256_abs_epi8(second), _mm256_sign_epi8(x, second))};
 }
 
-#else  // scalar
+#else  // scalar, NEON
 
 struct Bytes {
   uint8_t v[64];
@@ -204,16 +204,18 @@ inline Vec lookup(const float* table, const Ints& index) {
   return each([&](int i) { return table[index.v[i]]; });
 }
 inline Bytes join(const Vec& a, const Vec& b, const Vec& c, const Vec& d) {
-  const Vec* columns[4] = {&a, &b, &c, &d};
-  return each_byte([&](int i) { return static_cast<int>(columns[i % 4]->v[i / 4]); });
+  const Lanes columns[4] = {lanes(a), lanes(b), lanes(c), lanes(d)};
+  return each_byte([&](int i) { return static_cast<int>(columns[i % 4].v[i / 4]); });
 }
 // Numbers beyond [-127, 127] (not-a-numbers among them) become something, never undefined.
-inline void store_int8(int8_t* p, const Vec& x) {
+inline void store_int8(int8_t* p, const Vec& numbers) {
+  const Lanes x = lanes(numbers);
   for (int i = 0; i < 16; ++i)
     p[i] = static_cast<int8_t>(x.v[i] >= -127.0f && x.v[i] <= 127.0f ? static_cast<int>(x.v[i]) : -128);
 }
 inline Vec choose(const Vec& x, const Vec& y, const Vec& a, const Vec& b) {
-  return each([&](int i) { return x.v[i] > y.v[i] ? a.v[i] : b.v[i]; });
+  const Lanes left = lanes(x), right = lanes(y), yes = lanes(a), no = lanes(b);
+  return each([&](int i) { return left.v[i] > right.v[i] ? yes.v[i] : no.v[i]; });
 }
 inline Ints dot4(const Ints& s, const Bytes& w, const int8_t* a) {
   return each_int([&](int i) {

@@ -1,0 +1,23 @@
+# The kernels of the processor that is built for: `kernels` (sources, each with its instruction set's flags),
+# `kernel_options` and `kernel_definitions`. Chosen among at run time (select.cpp); nothing here is -march=native.
+set(here ${CMAKE_CURRENT_LIST_DIR})
+set(kernels ${here}/select.cpp ${here}/kernels_scalar.cpp)
+# -ffp-contract=off: a product and a sum are fused where a kernel says so and nowhere else, so that an element
+# comes out the same in a full vector, in a tail and in a batch. GCC 12 takes the undefined registers of its own
+# AVX-512 headers for uninitialized variables.
+set(kernel_options -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -Wno-maybe-uninitialized
+                   -Wno-uninitialized)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  set(kernel_definitions OCTAVO_X86)
+  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+  set(avx512vnni ${avx512} -mavx512vnni)
+  set(avx512bf16 ${avx512vnni} -mavx512bf16)
+  foreach(isa avx2 avx512 avx512vnni avx512bf16)
+    list(APPEND kernels ${here}/kernels_${isa}.cpp)
+    set_source_files_properties(${here}/kernels_${isa}.cpp PROPERTIES COMPILE_OPTIONS "${${isa}}")
+  endforeach()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|ARM64|arm64")
+  set(kernel_definitions OCTAVO_ARM64)
+  list(APPEND kernels ${here}/kernels_neon.cpp)
+endif()
