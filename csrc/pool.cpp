@@ -25,6 +25,7 @@ inline void relax() {
 // anything that shows up as idle CPU.
 constexpr auto kSpin = std::chrono::microseconds(150);
 constexpr int kSpinsBeforeYield = 2000;
+constexpr uint64_t kClosed = 0x7fffffff;  // a task number that no job has
 
 void pin(int cpu) {
 #if defined(__linux__)
@@ -62,8 +63,8 @@ void Pool::drain(uint64_t epoch, int worker) {
   uint64_t seen = next_.load(std::memory_order_acquire);
   while (seen >> 32 == epoch) {
     const int task = static_cast<int>(seen & 0xffffffffu);
-    const TaskRef* fn = fn_.load(std::memory_order_relaxed);
-    if (task >= tasks_.load(std::memory_order_relaxed)) return;
+    const TaskRef* fn = fn_.load(std::memory_order_acquire);
+    if (task >= tasks_.load(std::memory_order_acquire)) return;
     if (!next_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
     (*fn)(task, worker);
     done_.fetch_add(1, std::memory_order_release);
@@ -74,8 +75,11 @@ void Pool::drain(uint64_t epoch, int worker) {
 void Pool::publish(int tasks, TaskRef fn) {
   std::lock_guard<std::mutex> one(caller_);
   const uint64_t epoch = (next_.load(std::memory_order_relaxed) >> 32) + 1;
-  fn_.store(&fn, std::memory_order_relaxed);
-  tasks_.store(tasks, std::memory_order_relaxed);
+  // A worker that still looks at the last job must not take its old number for a task of this one: the number
+  // goes away before the job changes.
+  next_.store((epoch - 1) << 32 | kClosed, std::memory_order_relaxed);
+  fn_.store(&fn, std::memory_order_release);
+  tasks_.store(tasks, std::memory_order_release);
   done_.store(0, std::memory_order_relaxed);
   next_.store((epoch & 0xffffffffu) << 32, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {

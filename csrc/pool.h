@@ -56,7 +56,8 @@ class Pool {
   void drain(uint64_t epoch, int worker);
 
   // The job. `next_` holds epoch << 32 | next task: a compare-exchange that succeeds proves that the job of
-  // that epoch still has an unclaimed task, so the fields read before it were that job's.
+  // that epoch still has an unclaimed task, so the fields read before it were that job's (publish() closes the
+  // number before it changes them).
   std::atomic<uint64_t> next_{0};
   std::atomic<int> tasks_{0};
   std::atomic<const TaskRef*> fn_{nullptr};
