@@ -320,7 +320,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("buffer_bytes", &Plan::buffer_bytes)
       .def_prop_ro("cache_bytes", &Plan::cache_bytes);
 
-#if defined(OCTAVO_SAMPLER)
+  bind_store(m);
   bind_sampler(m);
-#endif
 }

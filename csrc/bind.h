@@ -5,4 +5,5 @@
 
 namespace octavo {
 void bind_sampler(nanobind::module_& m);
+void bind_store(nanobind::module_& m);
 }  // namespace octavo

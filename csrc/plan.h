@@ -39,7 +39,22 @@ class Weight {
                                          const void* source, Dtype dtype, PackedMatrix shape);
   static std::shared_ptr<Weight> vector(std::shared_ptr<Arena> arena, const float* source, int64_t n);
 
+  // What store.cpp keeps of a weight: all but its bytes, their number and their sum.
+  struct Stored {
+    bool vector = false;
+    PackedMatrix shape{};
+    Table table{};
+    std::vector<int32_t> order;
+    size_t bytes = 0;
+    uint64_t checksum = 0;
+  };
+  // Reads a weight from `offset` of an open file. Throws std::runtime_error when it is not what was written.
+  static std::shared_ptr<Weight> stored(Pool& pool, std::shared_ptr<Arena> arena, const Stored& form, int fd,
+                                        int64_t offset);
+  uint64_t checksum(Pool& pool) const;
+
   const PackedMatrix& packed() const { return matrix_; }
+  const uint8_t* bytes_begin() const { return static_cast<const uint8_t*>(data_); }
   const float* values() const { return static_cast<const float*>(data_); }
   const std::vector<int32_t>& order() const { return order_; }
   int64_t rows() const { return matrix_.rows; }
