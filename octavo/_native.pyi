@@ -181,3 +181,18 @@ def score(
 
 def philox_uniform(seed: int, position: int) -> float:
     """The uniform number in [0, 1) that the draw at an output position uses."""
+
+_Form = tuple[Any, ...]
+"""All of a weight but its bytes: (vector, format, dtype, rows, cols, offset, ...), plain numbers."""
+
+def weight_form(weight: Weight) -> _Form: ...
+def weight_bytes(weight: Weight) -> NDArray[np.uint8]:
+    """The packed bytes as they stand; no copy."""
+
+def weight_checksum(weight: Weight, pool: Pool) -> int:
+    """A sum that finds damage, 64 bits."""
+
+def weight_stored(
+    pool: Pool, arena: Arena, form: _Form, fd: int, offset: int, bytes: int, checksum: int
+) -> Weight:
+    """Read a weight back from an open file. RuntimeError when it is not what was written."""

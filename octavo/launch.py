@@ -7,6 +7,7 @@ what cannot work says so at once.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.build.bind import bind
+from octavo.build.cache import PackedCache, fingerprint
 from octavo.build.declare import declare
 from octavo.build.load import load
 from octavo.build.quantize import quantize, roundings
@@ -34,6 +36,7 @@ from octavo.layers.decoder import Decoder
 from octavo.layers.rope import RopeParams
 from octavo.log import logger
 from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
+from octavo.ops.packed import PackedFile
 from octavo.parallel.inline import InlineExecutor
 from octavo.pipeline.prepare import ModelInfo, Preparer
 from octavo.pipeline.service import Service
@@ -308,11 +311,18 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
 
         model = bind(
             plan.decoder,
-            load(plan.decoder, plan.checkpoint, plan.dtype, on_bytes=progress),
+            load(
+                plan.decoder,
+                plan.checkpoint,
+                plan.dtype,
+                on_bytes=progress,
+                roundings=plan.roundings,
+            ),
             plan.precision,
             plan.limits,
             config.backend,
             threads=threads,
+            packed=_packed(config, plan),
         )
     log.info(
         "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %d threads",
@@ -327,6 +337,30 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
         threads,
     )
     return model
+
+
+def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
+    """Where this model's packed weights are kept; None where they are not (dummies, OCTAVO_CACHE=off)."""
+    environment = read_environment()
+    if isinstance(plan.checkpoint, DummyWeights) or config.backend != "native":
+        return None
+    if environment.cache_root == "off" or plan.folder == POCKET:
+        return None
+    files = {plan.checkpoint.file_of(name) for name in plan.checkpoint.names()}
+    facts = {
+        "config": plan.arch.config,
+        "architecture": plan.arch.architecture,
+        "dtype": plan.dtype,
+        "roundings": sorted((name, repr(rounding)) for name, rounding in plan.roundings.items()),
+    }
+    root = Path(environment.cache_root).expanduser() if environment.cache_root else _default_cache()
+    cache = PackedCache(root / "packed", environment.cache_bytes)
+    weight_bytes = _weight_bytes(plan.decoder, plan.checkpoint, plan.dtype, plan.roundings)
+    return cache.file(fingerprint(files, facts), weight_bytes)
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
 
 
 class _Progress:

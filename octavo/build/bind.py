@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from octavo.errors import ConfigError
 from octavo.layers.decoder import Decoder
 from octavo.ops.contract import Limits, Param, Precision, Runnable
 from octavo.ops.layouts import Layout
+
+if TYPE_CHECKING:
+    from octavo.ops.packed import PackedFile
 
 BACKENDS = ("native", "numpy", "torch")
 
@@ -22,11 +26,13 @@ def bind(
     threads: int = 1,
     cpus: Sequence[int] = (),
     isa: str | None = None,
+    packed: PackedFile | None = None,
 ) -> Runnable:
     """Consume `tensors` one by one and return the bound model.
 
-    `threads`, `cpus` (to pin to; empty: wherever the system puts them) and `isa` concern the native backend
-    alone. ConfigError for an unknown backend or an instruction set that this machine has not.
+    `threads`, `cpus` (to pin to; empty: wherever the system puts them), `isa` and `packed` (where packed
+    weights are kept; `tensors` is not touched when they are there) concern the native backend alone.
+    ConfigError for an unknown backend or an instruction set that this machine has not.
     """
     if backend == "native":
         from octavo.ops.native import NativeRunnable
@@ -34,7 +40,15 @@ def bind(
 
         specs = model.attention_specs()
         return NativeRunnable(
-            trace(model), specs, tensors, precision, limits, threads=threads, cpus=cpus, isa=isa
+            trace(model),
+            specs,
+            tensors,
+            precision,
+            limits,
+            threads=threads,
+            cpus=cpus,
+            isa=isa,
+            packed=packed,
         )
     if backend not in BACKENDS:
         raise ConfigError(f"No backend {backend!r}.", hint=f"Choose one of: {', '.join(BACKENDS)}.")

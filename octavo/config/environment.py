@@ -38,6 +38,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     logging_level: str = "INFO"
     log_stats_interval_s: float = 10.0
     cache_root: str | None = None
+    cache_bytes: int = 32 << 30
     max_n_sequences: int = 16384
     max_completion_prompts: int = 1024
     max_stop_strings: int = 4
@@ -151,7 +152,18 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("use_modelscope", _names("USE_MODELSCOPE"), _flag, "Download from ModelScope by id."),
     Variable("logging_level", _names("LOGGING_LEVEL"), str.upper, "DEBUG, INFO, WARNING or ERROR."),
     Variable("log_stats_interval_s", _names("LOG_STATS_INTERVAL"), _seconds, "Seconds between log lines."),
-    Variable("cache_root", _names("CACHE_ROOT"), str, "Folder for what Octavo caches."),
+    Variable(
+        "cache_root",
+        ("OCTAVO_CACHE", *_names("CACHE_ROOT")),
+        str,
+        "Folder for packed weights (~/.cache/octavo); off: none are kept.",
+    ),
+    Variable(
+        "cache_bytes",
+        ("OCTAVO_CACHE_SIZE",),
+        parse_size,
+        "Most that the packed weights of all models may take: 32GiB, least recently used out first.",
+    ),
     Variable("max_n_sequences", _names("MAX_N_SEQUENCES"), _whole(1, 1 << 20), "Largest n of a request."),
     Variable(
         "max_completion_prompts",

@@ -13,6 +13,7 @@ from octavo import _native
 from octavo.errors import ConfigError
 from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
 from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, Online, smallest_float
+from octavo.ops.packed import PackedFile
 from octavo.ops.trace import Graph, Node
 
 _KINDS = (
@@ -113,12 +114,13 @@ class NativeRunnable:
         threads: int,
         cpus: Sequence[int] = (),
         isa: str | None = None,
+        packed: PackedFile | None = None,
     ) -> None:
+        """`packed`: where the packed weights are read from, or written to when they are not there yet."""
         self.limits = limits
         self.isa = choose_isa(isa)
         self.pool = _native.Pool(threads, list(cpus))
-        arena = _native.Arena()
-        weights = {param.name: pack(self.pool, arena, param, layout, self.isa) for param, layout in tensors}
+        weights = self._weights(graph, tensors, packed)
         self.plan = _native.Plan(
             self.pool,
             self.isa,
@@ -137,6 +139,18 @@ class NativeRunnable:
         matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
         self.step_bytes = sum(weights[matrix.name].nbytes for matrix in matrices)
         """Bytes of packed matrices that every step reads; the rows that a table gives do not count."""
+
+    def _weights(
+        self, graph: Graph, tensors: Iterable[tuple[Param, Layout]], packed: PackedFile | None
+    ) -> dict[str, _native.Weight]:
+        params = (param for node in graph.nodes for param in (node.weight, node.bias) if param)
+        if packed and (found := packed.read(self.pool, {param.name for param in params})):
+            return found
+        arena = _native.Arena()
+        weights = {param.name: pack(self.pool, arena, param, layout, self.isa) for param, layout in tensors}
+        if packed:
+            packed.write_beside(weights)
+        return weights
 
     def allocate_cache(self, blocks: int) -> None:
         """(Re)allocate the KV cache with `blocks` blocks in every layer."""

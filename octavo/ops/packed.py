@@ -1,0 +1,120 @@
+"""Packed weights in a file: read back as they stand, without packing or rounding anything again.
+
+The file: 8 bytes of magic, the header's length (8 bytes, little endian), a JSON header that lists each
+weight's name, form, place, size and checksum, then the weights, each on a 64-byte boundary. It is written
+beside its place and renamed when it is whole, readable by its owner only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo import _native
+from octavo.log import logger
+
+log = logger(__name__)
+
+_MAGIC = b"OCTAVOW1"
+_HEAD = struct.Struct("<8sQ")
+_ALIGN = 64
+_MOST_HEADER = 64 << 20
+
+Weights = Mapping[str, _native.Weight]
+
+
+class PackedFile:
+    """One model's packed weights at `path`, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, pool: _native.Pool, names: set[str]) -> dict[str, _native.Weight] | None:
+        """The weights, when the file holds exactly `names`, undamaged; else None. Damage is removed."""
+        try:
+            with self.path.open("rb") as file:
+                entries = _header(file.fileno(), os.fstat(file.fileno()).st_size)
+                if {entry["name"] for entry in entries} != names:
+                    return None
+                arena = _native.Arena()
+                found = {entry["name"]: _weight(pool, arena, file.fileno(), entry) for entry in entries}
+            os.utime(self.path)
+            return found
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+            log.warning("%s cannot be read back (%s): packing the weights again.", self.path, error)
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            return None
+
+    def write_beside(self, weights: Weights) -> threading.Thread:
+        """Write in a thread of its own, while the model already serves. Failures are a line in the log."""
+        thread = threading.Thread(target=self._write, args=(dict(weights),), name="octavo-pack", daemon=True)
+        thread.start()
+        return thread
+
+    def _write(self, weights: Weights) -> None:
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            self.write(weights, partial)
+            partial.replace(self.path)
+        except OSError as error:
+            log.warning("The packed weights are not kept: %s.", error)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def write(self, weights: Weights, path: Path) -> None:
+        """Write `path` whole. Raises OSError."""
+        pool, place = _native.Pool(1), 0
+        entries: list[dict[str, Any]] = []
+        for name, weight in weights.items():
+            entries.append(
+                {
+                    "name": name,
+                    "form": _native.weight_form(weight),
+                    "offset": place,
+                    "nbytes": weight.nbytes,
+                    "checksum": _native.weight_checksum(weight, pool),
+                }
+            )
+            place += -(-weight.nbytes // _ALIGN) * _ALIGN
+        header = json.dumps(entries).encode()
+        header += b" " * (-(_HEAD.size + len(header)) % _ALIGN)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            file.write(_HEAD.pack(_MAGIC, len(header)) + header)
+            for weight in weights.values():
+                file.write(_native.weight_bytes(weight).data)
+                file.write(bytes(-weight.nbytes % _ALIGN))
+
+
+def _header(fd: int, size: int) -> list[dict[str, Any]]:
+    """The header's entries with offsets from the file's beginning. ValueError for what is no such file."""
+    head = os.pread(fd, _HEAD.size, 0)
+    if len(head) < _HEAD.size:
+        raise ValueError("it is too short")
+    magic, length = _HEAD.unpack(head)
+    if magic != _MAGIC or length > min(size, _MOST_HEADER):
+        raise ValueError("it is no file of packed weights")
+    entries: list[dict[str, Any]] = json.loads(os.pread(fd, length, _HEAD.size))
+    begin = _HEAD.size + length
+    for entry in entries:
+        entry["offset"] += begin
+        if not (begin <= entry["offset"] and 0 < entry["nbytes"] <= size - entry["offset"]):
+            raise ValueError("a weight lies outside of it")
+    return entries
+
+
+def _weight(pool: _native.Pool, arena: _native.Arena, fd: int, entry: dict[str, Any]) -> _native.Weight:
+    form = tuple(entry["form"])
+    return _native.weight_stored(
+        pool, arena, form, fd, entry["offset"], bytes=entry["nbytes"], checksum=entry["checksum"]
+    )
