@@ -13,6 +13,7 @@ from octavo.config.environment import (
     Environment,
     parse_binding,
     read_environment,
+    show_cpus,
 )
 from octavo.config.flag_rules import Settings
 from octavo.config.flags import POCKET_NOTICE
@@ -46,17 +47,27 @@ def engine_config(settings: Settings, environ: Mapping[str, str] | None = None) 
 
 
 def _threads(fields: dict[str, Any], environment: Environment) -> None:
-    """Threads from the variables; cores named by the binding variable become the process's own."""
+    """Threads from the variables; cores named by the binding variable become the process's own.
+
+    With fewer threads than cores named, the fastest of these; without the variable nothing is bound.
+    """
     binding = parse_binding(environment.threads_bind, machine.affinity())
-    bound = binding.mode == "cpus" and bool(binding.ranks[0])
-    if bound and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, binding.ranks[0])
-        log.info("Computing on the %d cores that the environment names.", len(binding.ranks[0]))
-    if "threads" in fields:
-        return
-    if environment.threads is not None:
-        fields["threads"] = min(environment.threads, max(1, machine.cpu_count()))
-    elif bound:
-        fields["threads"] = len(binding.ranks[0])
-    elif environment.reserved_cpus:
-        fields["threads"] = max(1, machine.cpu_count() - environment.reserved_cpus)
+    cpus = binding.ranks[0] if binding.mode == "cpus" else frozenset[int]()
+    _bind(cpus)
+    if "threads" not in fields:
+        if environment.threads is not None:
+            fields["threads"] = min(environment.threads, max(1, machine.cpu_count()))
+        elif cpus:
+            fields["threads"] = len(cpus)
+        elif environment.reserved_cpus:
+            fields["threads"] = max(1, machine.cpu_count() - environment.reserved_cpus)
+    if cpus and fields["threads"] < len(cpus):
+        fastest = frozenset(machine.physical_cpus(mask=cpus)[: fields["threads"]])
+        _bind(fastest if len(fastest) == fields["threads"] else frozenset())
+
+
+def _bind(cpus: frozenset[int]) -> None:
+    """The process, and what threads it starts from now on, to these CPUs; none: as it is."""
+    if cpus and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+        log.info("Computing on the cores %s, as the environment says.", show_cpus(cpus))

@@ -55,6 +55,10 @@ def test_binding_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert config_of("--model m", {"VLLM_CPU_OMP_THREADS_BIND": "1-2"}).threads == 2
     assert bound == [frozenset({1, 2})]
+    monkeypatch.setattr(machine, "core_speed", lambda cpu, root: cpu)
+    given = {"VLLM_CPU_OMP_THREADS_BIND": "0-2", "OMP_NUM_THREADS": "1"}
+    assert config_of("--model m", given).threads == 1
+    assert bound[1:] == [frozenset({0, 1, 2}), frozenset({2})], "the fastest of those named"
 
 
 def test_server_settings_from_flags_and_environment() -> None:

@@ -30,6 +30,17 @@ def cores(*groups: str) -> dict[str, str]:
     return {f"sys/devices/system/cpu/cpu{i}/topology/core_cpus_list": f"{g}\n" for i, g in enumerate(groups)}
 
 
+def test_fast_cores_come_first(tmp_path: Path) -> None:
+    folder = "sys/devices/system/cpu/cpu"
+    speeds = {0: 3_700_000, 1: 3_700_000, 2: 5_100_000, 3: 5_100_000, 4: 5_200_000, 5: 5_100_000}
+    clocks = {f"{folder}{cpu}/cpufreq/cpuinfo_max_freq": f"{khz}\n" for cpu, khz in speeds.items()}
+    root = tree(tmp_path, cores("0", "1", "2-3", "2-3", "4-5", "4-5") | clocks)
+    assert machine.physical_cpus(root, range(6)) == (2, 4, 0, 1)
+    tree(tmp_path, {f"{folder}{cpu}/cpu_capacity": f"{1024 - 400 * (cpu > 2)}\n" for cpu in range(6)})
+    assert machine.physical_cpus(root, range(6)) == (0, 1, 2, 4)
+    assert machine.physical_cpus(root, (4, 5, 1)) == (1, 4)
+
+
 def test_without_control_groups_the_machine_decides(tmp_path: Path) -> None:
     root = tree(tmp_path, {})
     assert machine.total_memory_bytes(root) == 16 * GIB
