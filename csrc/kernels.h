@@ -182,6 +182,7 @@ inline size_t attend_scratch(int head_dim) {
 const Kernels* scalar_kernels();
 #if defined(OCTAVO_X86)
 const Kernels* avx2_kernels();
+const Kernels* avx2vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512vnni_kernels();
 const Kernels* avx512bf16_kernels();

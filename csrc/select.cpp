@@ -12,7 +12,7 @@ namespace {
 
 #if defined(OCTAVO_X86)
 struct Features {
-  bool avx2 = false, avx512 = false, avx512vnni = false, avx512bf16 = false;
+  bool avx2 = false, avx2vnni = false, avx512 = false, avx512vnni = false, avx512bf16 = false;
 };
 
 // CPUID leaves 1 and 7, and XCR0 for what the operating system saves (Intel SDM vol. 1, 13 and 14.3).
@@ -31,6 +31,7 @@ Features detect() {
   f.avx512 = f.avx2 && zmm && (b & f_dq_bw_vl) == f_dq_bw_vl;
   f.avx512vnni = f.avx512 && (c & (1u << 11));
   unsigned a1;
+  f.avx2vnni = f.avx2 && __get_cpuid_count(7, 1, &a1, &b, &c, &d) && (a1 & (1u << 4));
   if (f.avx512vnni && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = a1 & (1u << 5);
   return f;
 }
@@ -48,6 +49,7 @@ int list_kernels(const Kernels** out, int capacity) {
   if (f.avx512bf16) put(avx512bf16_kernels());
   if (f.avx512vnni) put(avx512vnni_kernels());
   if (f.avx512) put(avx512_kernels());
+  if (f.avx2vnni) put(avx2vnni_kernels());
   if (f.avx2) put(avx2_kernels());
 #elif defined(OCTAVO_ARM64)
   put(neon_kernels());  // part of every 64-bit ARM

@@ -9,7 +9,7 @@
 
 namespace octavo::OCTAVO_ISA {
 
-#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+#if (defined(__AVX512VNNI__) && defined(__AVX512F__)) || defined(__AVXVNNI__)
 // dot8 multiplies the bytes as they are, so that 128 times the sum of the activations is to be taken off.
 constexpr int kBias8 = 128;
 #else
@@ -138,6 +138,13 @@ inline Vec choose(Vec x, Vec y, Vec a, Vec b) {
   return {_mm256_blendv_ps(b.a, a.a, _mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ)),
           _mm256_blendv_ps(b.b, a.b, _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
 }
+#if defined(__AVXVNNI__)
+inline Ints dot4(Ints s, Bytes w, const int8_t* a) {
+  const __m256i x = _mm256_set1_epi32(four(a));
+  return {_mm256_dpbusd_avx_epi32(s.a, w.a, x), _mm256_dpbusd_avx_epi32(s.b, w.b, x)};
+}
+inline Ints dot8(Ints s, Bytes w, const int8_t* a) { return dot4(s, w, a); }
+#else
 inline __m256i dot_half(__m256i s, __m256i w, __m256i a) {
   return _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
 }
@@ -152,6 +159,7 @@ inline Ints dot8(Ints s, Bytes w, const int8_t* a) {
   return {dot_half(s.a, _mm256_abs_epi8(first), _mm256_sign_epi8(x, first)),
           dot_half(s.b, _mm256_abs_epi8(second), _mm256_sign_epi8(x, second))};
 }
+#endif
 
 #else  // scalar, NEON
 
