@@ -166,7 +166,8 @@ struct Attend {
     std::fill(exponents, exponents + rows, kNothing);
   }
 
-  // Scores of R rows with W groups of sixteen keys; `next` (or null) is what the following step will read.
+  // Scores of R rows with W groups of sixteen keys; `next` (or null) is what the following step will read: into the
+  // second cache, since the first one holds this step and the sums.
   template <int R, int W>
   void scores(const float* q, const T* const* keys, const T* const* next, Vec (*out)[W]) const {
     const int64_t stride = static_cast<int64_t>(a.cache.block_size) * (E::kPairs ? 2 : 1);
@@ -175,7 +176,7 @@ struct Attend {
     const int units = E::kPairs ? a.cache.depth() / 2 : a.cache.head_dim;
     for (int i = 0; i < units; ++i) {
       if (next)
-        for (int w = 0; w < W; ++w) __builtin_prefetch(next[w] + i * stride);
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next[w] + i * stride, 0, 2);
       if constexpr (Dot) {
         for (int w = 0; w < W; ++w) {
           const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * stride));
@@ -254,7 +255,7 @@ struct Attend {
     for (int key = from / unit * unit; key < to; key += unit) {
       const T* at = v + key / unit * stride;
       if (next)
-        for (int w = 0; w < W; ++w) __builtin_prefetch(next + key / unit * stride + 16 * unit * w);
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next + key / unit * stride + 16 * unit * w, 0, 2);
       for (int w = 0; w < W; ++w) {
         if constexpr (E::kPairs) {
           Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(at) + 16 * w);
