@@ -31,12 +31,14 @@ OCTAVO_INLINE void exp2_in_place(V& x) {
 inline bool block_maxima(const float* x, int64_t blocks, float* maxima) {
   Ints bad = {};
   for (int64_t b = 0; b < blocks; ++b) {
-    Floats best = spread(kMinusInfinity);
-    for (int64_t i = 0; i < kBlock; i += kLanes) {
-      Floats v = load(x + b * kBlock + i);
+    Floats best = spread(kMinusInfinity), other = best;  // two chains: one waits for its own last step
+    for (int64_t i = 0; i < kBlock; i += 2 * kLanes) {
+      Floats v = load(x + b * kBlock + i), w = load(x + b * kBlock + i + kLanes);
       best = v > best ? v : best;
-      bad |= v != v;
+      other = w > other ? w : other;
+      bad |= (v != v) | (w != w);
     }
+    best = other > best ? other : best;
     std::memcpy(maxima + b * kLanes, &best, sizeof best);
   }
   int32_t any = 0;
@@ -48,13 +50,16 @@ inline double block_exp_sums(const float* x, int64_t blocks, const Weighting& w,
   const Floats zero = {}, top = spread(w.top), scale = spread(w.scale), floor = spread(w.floor);
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) {
-    Floats sum = {};
-    for (int64_t i = 0; i < kBlock; i += kLanes) {
-      Floats v = load(x + b * kBlock + i);
-      Floats weight = (v - top) * scale;
+    Floats sum = {}, other = {};
+    for (int64_t i = 0; i < kBlock; i += 2 * kLanes) {
+      Floats v = load(x + b * kBlock + i), w = load(x + b * kBlock + i + kLanes);
+      Floats weight = (v - top) * scale, second = (w - top) * scale;
       exp2_in_place<Floats, Bits>(weight);  // below the floor: any bits
+      exp2_in_place<Floats, Bits>(second);
       sum += v >= floor ? weight : zero;
+      other += w >= floor ? second : zero;
     }
+    sum += other;
     double block = 0;
     for (int lane = 0; lane < kLanes; ++lane) block += static_cast<double>(sum[lane]);
     by_block[b] = block;
