@@ -66,6 +66,7 @@ LATENCY = (
     Flag("output-len", "int", "cli.output_len", "Tokens of each answer (128)."),
     Flag("batch-size", "int", "cli.batch_size", "Requests that run together (8)."),
     Flag("n", "int", "cli.n", "Answers to each prompt (1)."),
+    Flag("temperature", "float", "cli.temperature", "Of the sampling (1); 0 is greedy."),
     Flag("num-iters-warmup", "int", "cli.num_iters_warmup", "Runs before the clock starts (2)."),
     Flag("num-iters", "int", "cli.num_iters", "Runs that are timed (10)."),
     Flag("profile", "bool", "cli.profile", "Also time every op of one prefill and one decode step."),

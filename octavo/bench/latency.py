@@ -28,6 +28,7 @@ class Options:
     output_len: int = 128
     batch_size: int = 8
     n: int = 1
+    temperature: float = 1.0
     num_iters_warmup: int = 2
     num_iters: int = 10
     profile: bool = False
@@ -122,7 +123,9 @@ def measure(session: Session, options: Options, seed: int = 0) -> dict[str, Any]
 def _submit(session: Session, options: Options, rng: random.Random) -> None:
     vocab = session.launched.arch.vocab
     asks = random_asks(options.batch_size, options.input_len, options.output_len, vocab, rng)
-    session.submit(asks, n=options.n, detokenize=not options.disable_detokenize)
+    session.submit(
+        asks, n=options.n, temperature=options.temperature, detokenize=not options.disable_detokenize
+    )
 
 
 def _run_batch(session: Session, options: Options, rng: random.Random) -> tuple[float, list[Step]]:

@@ -77,8 +77,10 @@ class Session:
         model = self.launched.model
         return model if isinstance(model, NativeRunnable) else None
 
-    def submit(self, asks: Sequence[Ask], *, n: int = 1, detokenize: bool = True) -> None:
-        """Queue asks: full length whatever the model says, temperature 1 as in vLLM. Raises BadRequest when
+    def submit(
+        self, asks: Sequence[Ask], *, n: int = 1, temperature: float = 1.0, detokenize: bool = True
+    ) -> None:
+        """Queue asks: full length whatever the model says; temperature 1 is vLLM's. Raises BadRequest when
         one does not fit into the context.
         """
         detokenize = detokenize and self.launched.preparer.tokenizer is not None
@@ -91,7 +93,11 @@ class Session:
                     hint="Give shorter lengths or a larger --max-model-len.",
                 )
             sampling = SamplingParams(
-                n=n, temperature=1.0, ignore_eos=True, max_tokens=ask.output_len, detokenize=detokenize
+                n=n,
+                temperature=temperature,
+                ignore_eos=True,
+                max_tokens=ask.output_len,
+                detokenize=detokenize,
             )
             job = Job(id=f"bench-{next(self._numbers)}", sampling=sampling, prompt_ids=ask.prompt)
             prepared = self.launched.preparer.prepare(job)
