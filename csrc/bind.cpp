@@ -314,6 +314,15 @@ NB_MODULE(_native, m) {
           "cache"_a)
       .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
       .def("run", &run_plan)
+      .def("row_stats",
+           [](const std::shared_ptr<Plan>& plan) -> nb::object {
+             const auto rows = static_cast<size_t>(plan->stat_rows());
+             if (rows == 0) return nb::none();
+             const auto blocks = static_cast<size_t>((plan->vocab() + 1023) / 1024);
+             return nb::make_tuple(
+                 nb::ndarray<nb::numpy, const float, nb::ndim<2>>(plan->maxima(), {rows, 16 * blocks}, nb::cast(plan)),
+                 nb::ndarray<nb::numpy, const double, nb::ndim<2>>(plan->sums(), {rows, blocks}, nb::cast(plan)));
+           })
       .def("profile", &Plan::profile)
       .def("set_profiling", &Plan::set_profiling)
       .def_prop_ro("vocab", &Plan::vocab)

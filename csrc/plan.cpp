@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "sampler_passes.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -196,6 +198,7 @@ void Plan::prepare(const BatchArrays& b) {
 
 void Plan::run(const BatchArrays& batch) {
   check(batch);
+  stat_rows_ = 0;
   prepare(batch);
   using clock = std::chrono::steady_clock;
   for (size_t i = 0; i < nodes_.size(); ++i) {
@@ -312,12 +315,31 @@ void Plan::linear(const Node& n) {
   const bool quantized = w.format != Format::dense;
   if (quantized && rounding_.quantized == Seen::int8 && w.whole()) quantize(x, rows, args);
   else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
+  if (&n == &nodes_.back()) return logits_linear(args);
   const int64_t tiles = w.tiles();
   const int64_t most = rows >= 32 ? (tiles + 3) / 4 : std::min<int64_t>(tiles, int64_t{32} * pool_->size());
   const bool small = tiles * static_cast<int64_t>(w.tile_bytes()) * rows < 4 * kInline;
   const int64_t tasks = small ? 1 : most;
   pool_->run(static_cast<int>(tasks),
              [&](int task, int) { kernels_->linear(args, tiles * task / tasks, tiles * (task + 1) / tasks); });
+}
+
+// The last product: a task is a block of columns, whose numbers are looked at before they leave the cache.
+void Plan::logits_linear(const LinearArgs& args) {
+  constexpr int64_t block_tiles = sampler::kBlock / kTile;
+  const int64_t width = args.weight.rows, tiles = args.weight.tiles(), blocks = sampler::blocks_of(width);
+  maxima_.resize(static_cast<size_t>(limits_.logit_rows * blocks * sampler::kLanes));
+  sums_.resize(static_cast<size_t>(limits_.logit_rows * blocks));
+  pool_->run(static_cast<int>(blocks), [&](int block, int) {
+    const int64_t first = block * sampler::kBlock;
+    kernels_->linear(args, block * block_tiles, std::min(tiles, (block + 1) * block_tiles));
+    for (int64_t row = 0; row < args.n; ++row) {
+      const int64_t at = row * blocks + block;
+      sampler::block_stats(args.out.row(row) + first, std::min(sampler::kBlock, width - first),
+                           maxima_.data() + at * sampler::kLanes, sums_.data() + at);
+    }
+  });
+  stat_rows_ = args.n;
 }
 
 }  // namespace octavo

@@ -149,6 +149,11 @@ class Plan {
   void run(const BatchArrays& batch);
 
   View logits() const;
+  // What the sampler wants to know of the last run's logits (sampler::block_stats), seen to while they were in the
+  // cache; 0 rows where the last op is no matrix product.
+  int64_t stat_rows() const { return stat_rows_; }
+  const float* maxima() const { return maxima_.data(); }
+  const double* sums() const { return sums_.data(); }
   int64_t vocab() const { return nodes_.empty() ? 0 : nodes_.back().out.width; }
   std::vector<std::pair<std::string, double>> profile() const;
   void set_profiling(bool on);
@@ -179,6 +184,7 @@ class Plan {
   void execute(const Node& node);
   void embedding(const Node& node);
   void linear(const Node& node);
+  void logits_linear(const LinearArgs& args);
   void round_bf16(const View& x, int64_t rows, LinearArgs& args);
   void quantize(const View& x, int64_t rows, LinearArgs& args);
   View ordered(const Node& node, int64_t rows);
@@ -209,6 +215,9 @@ class Plan {
   std::vector<SequenceSpan> spans_;
   std::vector<AttendPart> attend_parts_;
   Memory partials_;  // attention that is split over the keys
+  int64_t stat_rows_ = 0;
+  std::vector<float> maxima_;
+  std::vector<double> sums_;
   bool profiling_ = false;
   std::vector<double> seconds_;
 };

@@ -30,12 +30,21 @@ struct Row {
   int64_t vocab;
   std::vector<float> maxima;
   float top = kMinusInfinity;
+  const double* sums = nullptr;  // by block, of e^(x - the block's largest), where they are known
 
-  Flag scan(const float* values, int64_t count) {
+  Flag scan(const float* values, int64_t count, const float* known_maxima = nullptr,
+            const double* known_sums = nullptr) {
     x = values;
     vocab = count;
-    maxima.resize(static_cast<size_t>(blocks_of(count) * kLanes));
-    if (group_maxima(x, vocab, maxima.data())) return kNan;
+    sums = known_sums;
+    const auto groups = static_cast<size_t>(blocks_of(count) * kLanes);
+    maxima.resize(groups);
+    if (known_maxima) {
+      std::copy(known_maxima, known_maxima + groups, maxima.begin());
+      if (std::any_of(maxima.begin(), maxima.end(), [](float m) { return m != m; })) return kNan;
+    } else if (group_maxima(x, vocab, maxima.data())) {
+      return kNan;
+    }
     top = *std::max_element(maxima.begin(), maxima.end());
     if (top == std::numeric_limits<float>::infinity()) return kInfinite;
     return top == kMinusInfinity ? kNothingAllowed : kOk;
@@ -177,6 +186,20 @@ float floor_of(float top, float temperature, float min_p) {
   return static_cast<double>(rounded) < least ? std::nextafterf(rounded, top) : rounded;
 }
 
+// The weights of all blocks, into s.by_block, and of the row. What is known at temperature 1 is brought to one top.
+double weigh(const Row& row, const Weighting& weighting, bool plain, Scratch& s) {
+  s.by_block.resize(static_cast<size_t>(blocks_of(row.vocab)));
+  if (!row.sums || !plain) return exp_sums(row.x, row.vocab, weighting, s.by_block.data());
+  double total = 0;
+  for (size_t b = 0; b < s.by_block.size(); ++b) {
+    const float* lanes = row.maxima.data() + b * kLanes;
+    const double below = static_cast<double>(*std::max_element(lanes, lanes + kLanes)) - static_cast<double>(row.top);
+    s.by_block[b] = row.sums[b] * std::exp(below);
+    total += s.by_block[b];
+  }
+  return total;
+}
+
 // Temperature, min_p, top_k, top_p and the draw.
 int32_t draw(const Row& row, const Settings& settings, int32_t slot, Scratch& s) {
   const float temperature = settings.temperature[slot];
@@ -193,8 +216,7 @@ int32_t draw(const Row& row, const Settings& settings, int32_t slot, Scratch& s)
     }
     return draw_from_keys(row, weighting, u, s);
   }
-  s.by_block.resize(static_cast<size_t>(blocks_of(row.vocab)));
-  const double total = exp_sums(row.x, row.vocab, weighting, s.by_block.data());
+  const double total = weigh(row, weighting, temperature == 1.0f && settings.min_p[slot] <= 0, s);
   if (top_p >= 1) return draw_from_row(row, weighting, u * total, s);
   const int64_t groups = static_cast<int64_t>(row.maxima.size());
   for (int64_t count = std::min<int64_t>(64, groups);;) {  // most often few tokens hold the mass
@@ -287,7 +309,9 @@ void fail(int64_t index, Flag flag, const Answers& answers) {
 void sample_row(const Logits& logits, int64_t index, int32_t slot, const Settings& settings, const Edits& edits,
                 const Answers& answers, Scratch& s) {
   float* x = logits.data + index * logits.stride;
-  Flag flag = s.raw.scan(x, logits.vocab);
+  const int64_t blocks = blocks_of(logits.vocab);
+  Flag flag = s.raw.scan(x, logits.vocab, logits.maxima ? logits.maxima + index * blocks * kLanes : nullptr,
+                         logits.sums ? logits.sums + index * blocks : nullptr);
   int32_t token = -1;
   if (flag == kOk && edits.has(index)) {
     float* y = edits.allowed.has(index) ? allowed_only(x, logits.vocab, index, edits.allowed, s.copy) : x;

@@ -26,6 +26,9 @@ struct Logits {
   int64_t rows;
   int64_t vocab;
   int64_t stride;
+  // Where whoever made the logits has seen to it: for each row, block_stats of all its blocks. Null: not yet.
+  const float* maxima = nullptr;  // [rows, blocks * kLanes]
+  const double* sums = nullptr;   // [rows, blocks]
 };
 
 // Settings by slot (a sequence's place), each array as long as there are slots.

@@ -1,6 +1,8 @@
 // The sampler's two functions in octavo._native: NumPy arrays in and out, the GIL released in between.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 
 #include <algorithm>
 #include <memory>
@@ -83,7 +85,7 @@ nb::tuple sample_rows(const Rows& logits, const In<int32_t, 1>& slots, const In<
                       const In<int32_t, 1>& allowed, const In<int64_t, 1>& banned_begin, const In<int32_t, 1>& banned,
                       const In<int64_t, 1>& bias_begin, const In<int32_t, 1>& bias, const In<float, 1>& bias_values,
                       const In<int64_t, 1>& seen_begin, const In<int32_t, 1>& seen, const In<int32_t, 1>& seen_counts,
-                      Pool* pool) {
+                      Pool* pool, const std::optional<std::pair<In<float, 2>, In<double, 2>>>& stats) {
   const size_t rows = logits.shape(0), places = reals.shape(1);
   const auto vocab = static_cast<int64_t>(logits.shape(1));
   require(vocab > 0, "the vocabulary is empty");
@@ -105,10 +107,17 @@ nb::tuple sample_rows(const Rows& logits, const In<int32_t, 1>& slots, const In<
     counts[i] = best_of(settings.logprobs[slot], vocab);
   }
   Results results(counts);
+  sampler::Logits given{logits.data(), static_cast<int64_t>(rows), vocab, vocab};
+  if (stats) {
+    const auto blocks = static_cast<size_t>((vocab + 1023) / 1024);
+    require(stats->first.shape(0) == rows && stats->first.shape(1) == 16 * blocks, "maxima of a wrong shape");
+    require(stats->second.shape(0) == rows && stats->second.shape(1) == blocks, "sums of a wrong shape");
+    given.maxima = stats->first.data();
+    given.sums = stats->second.data();
+  }
   {
     nb::gil_scoped_release release;
-    sampler::sample({logits.data(), static_cast<int64_t>(rows), vocab, vocab}, slots.data(), settings, edits,
-                    results.view(), pool);
+    sampler::sample(given, slots.data(), settings, edits, results.view(), pool);
   }
   return results.tuple();
 }
@@ -131,7 +140,7 @@ nb::tuple score_rows(const Rows& logits, const In<int32_t, 1>& given, int64_t be
 void bind_sampler(nb::module_& m) {
   m.def("sample", &sample_rows, "logits"_a, "slots"_a, "reals"_a, "integers"_a, "allowed_begin"_a, "allowed"_a,
         "banned_begin"_a, "banned"_a, "bias_begin"_a, "bias"_a, "bias_values"_a, "seen_begin"_a, "seen"_a,
-        "seen_counts"_a, "pool"_a.none() = nb::none(),
+        "seen_counts"_a, "pool"_a.none() = nb::none(), "stats"_a.none() = nb::none(),
         "Sample one token per row of logits; see octavo/runner/sampling.py for the arrays.");
   m.def("score", &score_rows, "logits"_a, "given"_a, "best"_a, "pool"_a.none() = nb::none(),
         "Log-probability and rank of the given token of each row, and the best tokens.");

@@ -105,6 +105,13 @@ bool group_maxima(const float* x, int64_t vocab, float* maxima) {
   return bad;
 }
 
+void block_stats(const float* x, int64_t count, float* maxima, double* sum) {
+  *sum = 0;
+  if (group_maxima(x, count, maxima)) maxima[0] = std::numeric_limits<float>::quiet_NaN();
+  const float top = *std::max_element(maxima, maxima + kLanes);
+  if (top > kMinusInfinity && top < -kMinusInfinity) exp_sums(x, count, Weighting(top, 1.0f, kMinusInfinity), sum);
+}
+
 double exp_sums(const float* x, int64_t vocab, const Weighting& weighting, double* by_block) {
   const int64_t whole = vocab / kBlock;
   double total = kPasses.block_exp_sums(x, whole, weighting, by_block);

@@ -19,6 +19,10 @@ bool group_maxima(const float* x, int64_t vocab, float* maxima);
 
 // The weight of a logit: exp((logit - top) / temperature), 0 where it would be below exp(-87) or the logit below
 // `least`. `top` is the largest logit.
+// One block (or what a row has left of it): its group maxima, with NaN among them when there is one in the block, and
+// the sum of e^(x - the block's largest).
+void block_stats(const float* x, int64_t count, float* maxima, double* sum);
+
 struct Weighting {
   Weighting(float top, float temperature, float least);
   float of(float logit) const;  // as in exp_sums, to an ulp

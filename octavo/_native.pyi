@@ -133,6 +133,9 @@ class Plan:
     ) -> NDArray[np.float32]:
         """One step (octavo.ops.contract.Batch): logits [rows, vocab], valid until the next run."""
 
+    def row_stats(self) -> tuple[NDArray[np.float32], NDArray[np.float64]] | None:
+        """Maxima and exponentials' sums of the last run's logits by block of 1024 (csrc/sampler_passes.h)."""
+
     def profile(self) -> list[tuple[str, float]]:
         """(op, seconds so far) in the plan's order, while profiling is on."""
 
@@ -171,6 +174,7 @@ def sample(
     seen: NDArray[np.int32],
     seen_counts: NDArray[np.int32],
     pool: Pool | None = None,
+    stats: tuple[NDArray[np.float32], NDArray[np.float64]] | None = None,
 ) -> _Answers:
     """One token per row of logits; octavo/runner/sampling.py describes the arrays. Edits logits in place."""
 

@@ -156,6 +156,14 @@ class NativeRunnable:
         """(Re)allocate the KV cache with `blocks` blocks in every layer."""
         self.plan.allocate_cache(blocks)
 
+    @property
+    def row_stats(self) -> Any:
+        """(maxima [rows, 16 * blocks], sums [rows, blocks]) of the last logits, for the sampler; or None.
+
+        Blocks are of 1024 columns: the largest of every sixteenth column, and the sum of e^(x - the largest).
+        """
+        return self.plan.row_stats()
+
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [len(logit_rows), vocab]; valid until the next call."""
         logits: NDArray[np.float32] = self.plan.run(

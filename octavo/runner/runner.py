@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,10 @@ class RowSampler(Protocol):
 
     def remove(self, row: int, /) -> None: ...
 
-    def sample(self, logits: Logits, rows: Sequence[int], /) -> Sequence[Choice]:
-        """logits [n, vocab] -> one choice each; the token joins the row's history."""
+    def sample(self, logits: Logits, rows: Sequence[int], stats: Any = None, /) -> Sequence[Choice]:
+        """logits [n, vocab] -> one choice each; the token joins the row's history. `stats`: see
+        NativeRunnable.row_stats.
+        """
 
     def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int, /) -> list[TokenLogprobs]: ...
 
@@ -95,8 +97,11 @@ class Runner:
             answers[rows.at] = Sampled(key, (), (), tuple(entries))
         if not arrays.keys:
             return tuple(answers)
-        wanted = logits if arrays.sample_rows is None else logits[arrays.sample_rows]
-        choices = self._sampler.sample(wanted, arrays.keys)
+        stats = getattr(self._model, "row_stats", None)
+        if (rows := arrays.sample_rows) is not None:
+            logits = logits[rows]
+            stats = None if stats is None else tuple(part[rows] for part in stats)
+        choices = self._sampler.sample(logits, arrays.keys, *([] if stats is None else [stats]))
         for index, key, choice in zip(arrays.sampling, arrays.keys, choices, strict=True):
             if choice.error is not None:
                 answers[index] = Sampled(key, (), error=choice.error)

@@ -91,15 +91,16 @@ class Sampler:
         self._edits.pop(row, None)
         self._with_logprobs.discard(row)
 
-    def sample(self, logits: Logits, rows: Sequence[int]) -> list[Drawn]:
+    def sample(self, logits: Logits, rows: Sequence[int], stats: Any = None) -> list[Drawn]:
         """Draw a token per row of `logits` [n, vocab] for sequence rows[i], and count it as its output.
 
+        `stats`: what the plan has seen of these rows already (NativeRunnable.row_stats), which saves a pass.
         The logits are as before afterwards, but must not be read meanwhile: rows are edited in place.
         """
         logits = np.require(logits, np.float32, _WRITABLE)
         slots = np.asarray(rows, np.int32)
         changes = self._changes(rows) if self._edits else _PLAIN
-        answers = self._sample(logits, slots, self._reals, self._integers, *changes, self._pool)
+        answers = self._sample(logits, slots, self._reals, self._integers, *changes, self._pool, stats)
         self._integers[_POSITION, slots] += 1
         tokens = answers[0].tolist()
         if self._edits:

@@ -169,6 +169,7 @@ def sample(
     seen: Ids,
     seen_counts: Ids,
     pool: object = None,
+    stats: object = None,
 ) -> Answers:
     """One token per row of logits [n, vocab] under the settings of slots[i].
 
