@@ -98,9 +98,9 @@ class Runner:
         if not arrays.keys:
             return tuple(answers)
         stats = getattr(self._model, "row_stats", None)
-        if (rows := arrays.sample_rows) is not None:
-            logits = logits[rows]
-            stats = None if stats is None else tuple(part[rows] for part in stats)
+        if (sampled := arrays.sample_rows) is not None:
+            logits = logits[sampled]
+            stats = None if stats is None else tuple(part[sampled] for part in stats)
         choices = self._sampler.sample(logits, arrays.keys, *([] if stats is None else [stats]))
         for index, key, choice in zip(arrays.sampling, arrays.keys, choices, strict=True):
             if choice.error is not None:
