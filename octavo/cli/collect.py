@@ -14,7 +14,6 @@ PACKAGES = (
     "tokenizers",
     "sentencepiece",
     "jinja2",
-    "safetensors",
     "msgspec",
     "starlette",
     "uvicorn",
