@@ -108,8 +108,8 @@ struct Node {
   std::array<Ref, 3> in;
   Ref out;
   std::shared_ptr<Weight> weight, bias;
-  float a = 0, b = 0;           // eps and offset; factor; cap; scale and softcap
-  int64_t i = 0, j = 0, k = 0;  // see Plan::check
+  float a = 0, b = 0;    // eps and offset; factor; cap; scale and softcap
+  int64_t i = 0, j = 0;  // see Plan::check
   int64_t cache = -1;
   std::shared_ptr<RopeSpec> rope;
 };

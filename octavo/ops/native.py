@@ -271,12 +271,12 @@ _NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
         (n.attrs["spec"].scale, n.attrs["spec"].softcap or 0.0),
     ),
 }
-"""The integers (i, j, k) and floats (a, b) of a plan op, as csrc/plan.cpp reads them."""
+"""The integers (i, j) and floats (a, b) of a plan op, as csrc/plan.cpp reads them."""
 
 
 def _numbers(node: Node) -> tuple[list[int], list[float]]:
     ints, floats = _NUMBERS[node.op](node) if node.op in _NUMBERS else ((), ())
-    return [*ints, 0, 0, 0][:3], [*floats, 0.0, 0.0][:2]
+    return [*ints, 0, 0][:2], [*floats, 0.0, 0.0][:2]
 
 
 def _rope(rope: Rope) -> Any:
