@@ -49,7 +49,7 @@ BAD: tuple[dict[str, Any], ...] = (
     {"top_p": 2},
     {"response_format": {"type": "json_schema"}},
 )
-MAX_GROWTH = 0.1
+MAX_GROWTH = 0.05
 """Of resident memory, from the end of the warm-up (the first third) to the end: steps are the allocator
 meeting a new worst case, as when several of the largest prompts come at once. Over hours it must be flat."""
 MAX_MORE_FILES = 4

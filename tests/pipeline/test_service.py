@@ -232,10 +232,9 @@ def test_an_id_may_come_again_while_its_first_try_still_ends(preparer: Preparer)
         (await service.submit(job())).close()
         again = await service.submit(job())
         assert client.requests[-1].id != client.requests[0].id
-        client.say("j", [70], Finish("abort"))
-        client.say(client.requests[-1].id, [70], Finish("stop"))
-        events = [item async for item in again]
-        assert events[-1].finish == Finish("stop")
+        for request, reason in zip(client.requests, ("abort", "stop"), strict=True):
+            client.say(request.id, [70], Finish(reason))
+        assert [item async for item in again][-1].finish == Finish("stop")
         (await service.submit(job())).close()
         assert client.requests[-1].id == "j"
 
