@@ -145,7 +145,7 @@ std::shared_ptr<Weight> pack_rounded(Pool& pool, std::shared_ptr<Arena> arena, c
 
 Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
                std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-               const std::array<int64_t, 2>& ints, int64_t cache) {
+               const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes) {
   if (kind < 0 || kind > static_cast<int>(OpKind::take)) throw std::invalid_argument("octavo: no such op");
   const auto ref = [](const RefTuple& r) { return Ref{std::get<0>(r), std::get<1>(r), std::get<2>(r)}; };
   Node n;
@@ -161,6 +161,7 @@ Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, s
   n.i = ints[0];
   n.j = ints[1];
   n.cache = cache;
+  n.slopes = std::move(slopes);
   return n;
 }
 
@@ -306,11 +307,12 @@ NB_MODULE(_native, m) {
           "add",
           [](Plan& p, int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
              std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-             const std::array<int64_t, 2>& ints, int64_t cache) {
-            p.add(make_node(kind, in, out, std::move(weight), std::move(bias), std::move(rope), floats, ints, cache));
+             const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes) {
+            p.add(make_node(kind, in, out, std::move(weight), std::move(bias), std::move(rope), floats, ints, cache,
+                            std::move(slopes)));
           },
           "kind"_a, "inputs"_a, "out"_a, "weight"_a.none(), "bias"_a.none(), "rope"_a.none(), "floats"_a, "ints"_a,
-          "cache"_a)
+          "cache"_a, "slopes"_a = std::vector<float>{})
       .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
       .def("run", &run_plan)
       .def("row_stats",

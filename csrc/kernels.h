@@ -115,6 +115,8 @@ struct AttentionArgs {
   float scale, softcap;  // softcap 0: none
   int window;            // 0: none
   bool rounded;          // bf16 cache: query and softmax weights are rounded to bf16 too
+  const float* slopes;   // [heads] ALiBi: score += slope * (key's position - query's); or null
+  const float* sinks;    // [heads] scores of a key without a value; or null
   // Floats of what one row knows of one segment: weighted values, total, exponent.
   int64_t partial_floats() const { return (cache.head_dim + 15) / 16 * 16 + 16; }
 };

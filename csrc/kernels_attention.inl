@@ -63,6 +63,7 @@ void write_kv(const AttentionArgs& a, const SequenceSpan& s, int row) {
   }
 }
 
+constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kNothing = -1e30f;  // the exponent of a row that has seen no key
 constexpr int kStep = 64;           // keys between two looks at the largest score
 constexpr int kGroups = kStep / kTile;
@@ -95,9 +96,25 @@ inline void join(const Partial& a, const Partial& b, int64_t width) {
   *a.exponent = top;
 }
 
-inline void finish_row(const Partial& p, float* out, int64_t head_dim) {
-  const Vec factor = set1(1.0f / *p.total);
-  each_run(head_dim, [&](int64_t i, int lanes) { put(out + i, load(p.sums + i) * factor, lanes); });
+// What a row has seen becomes its result; its head's sink takes its share of the weight.
+inline void finish_row(const AttentionArgs& a, const Partial& p, int head, float* out) {
+  float total = *p.total, share = 1.0f;
+  if (a.sinks) {
+    const float sink = a.sinks[head] * kLog2e, top = std::max(*p.exponent, std::ceil(sink));
+    float factors[2][16];
+    store(factors[0], power2(set1(*p.exponent - top)));
+    store(factors[1], exp2(set1(sink - top)));
+    share = factors[0][0];
+    total = total * share + factors[1][0];
+  }
+  const Vec factor = set1(share / total);
+  each_run(a.cache.head_dim, [&](int64_t i, int lanes) { put(out + i, load(p.sums + i) * factor, lanes); });
+}
+
+// n, n + 1, .. n + 15.
+inline Vec from_number(int n) {
+  static constexpr float kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(kCount) + set1(static_cast<float>(n));
 }
 
 // One step's keys and values: sixteen keys a group, groups that nobody may read stand for a readable one.
@@ -140,15 +157,14 @@ struct Attend {
   int position(int row) const { return s.first_pos + (first + row) / group; }
   int high(int row) const { return position(row) + 1; }
   int low(int row) const { return a.window > 0 ? std::max(0, position(row) - a.window + 1) : 0; }
+  int head(int row) const { return kv_head * group + (first + row) % group; }
   float* out(int row) const {
-    const int head = kv_head * group + (first + row) % group;
-    return a.out.row(s.first_row + (first + row) / group) + static_cast<int64_t>(head) * a.cache.head_dim;
+    return a.out.row(s.first_row + (first + row) / group) + static_cast<int64_t>(head(row)) * a.cache.head_dim;
   }
 
   void take_queries(float* row_scratch) {
     for (int r = 0; r < rows; ++r) {
-      const int head = kv_head * group + (first + r) % group;
-      const float* q = a.q.row(s.first_row + (first + r) / group) + static_cast<int64_t>(head) * a.cache.head_dim;
+      const float* q = a.q.row(s.first_row + (first + r) / group) + static_cast<int64_t>(head(r)) * a.cache.head_dim;
       each_run(a.cache.head_dim, [&](int64_t i, int lanes) {
         const Vec x = take(q + i, lanes);
         if constexpr (Dot) store_bf16(reinterpret_cast<uint16_t*>(row_scratch) + i, x);
@@ -202,15 +218,15 @@ struct Attend {
 
   // Scores become weights (in place, and as the values' product wants them); what was summed is rescaled later.
   void softmax(int row, int key0, int from, int to, float* score, void* weights, float* rescale) {
-    const float log2e = 1.44269504088896341f;
     Vec t[kGroups], top = set1(-std::numeric_limits<float>::infinity());
     const Vec never = top;
     const int lo = low(row) - key0, hi = high(row) - key0;
     const bool whole = lo <= from * kTile && hi >= to * kTile;
     for (int g = from; g < to; ++g) {
       t[g] = load(score + g * kTile);
-      if (a.softcap > 0) t[g] = set1(a.softcap * log2e) * tanh(t[g] * set1(a.scale / a.softcap));
-      else t[g] = t[g] * set1(a.scale * log2e);
+      if (a.softcap > 0) t[g] = set1(a.softcap * kLog2e) * tanh(t[g] * set1(a.scale / a.softcap));
+      else t[g] = t[g] * set1(a.scale * kLog2e);
+      if (a.slopes) t[g] = fma(set1(a.slopes[head(row)] * kLog2e), from_number(key0 + g * kTile - position(row)), t[g]);
       if (!whole) t[g] = between(t[g], never, lo - g * kTile, hi - g * kTile);
       top = max(top, t[g]);
     }
@@ -393,7 +409,7 @@ void attend_typed(const AttentionArgs& a, const SequenceSpan& s, const AttendRan
       }
     }
     if (!t.partials)
-      for (int r = 0; r < rows; ++r) finish_row(place(joined + r * part), work.out(r), a.cache.head_dim);
+      for (int r = 0; r < rows; ++r) finish_row(a, place(joined + r * part), work.head(r), work.out(r));
   }
 }
 
@@ -422,7 +438,6 @@ void attend_join(const AttentionArgs& a, const SequenceSpan& s, const AttendRang
     const auto place = [&](float* p) { return Partial{p, p + width, p + width + 1}; };
     for (int i = low / kSegment + 1; i <= pos / kSegment; ++i)
       join(place(at), place(t.partials + (r * t.segments + i) * part), width);
-    finish_row(place(at), a.out.row(s.first_row + r / group) + static_cast<int64_t>(head) * a.cache.head_dim,
-               a.cache.head_dim);
+    finish_row(a, place(at), head, a.out.row(s.first_row + r / group) + static_cast<int64_t>(head) * a.cache.head_dim);
   }
 }

@@ -96,6 +96,8 @@ void Plan::check(const Node& n) const {
       const CacheSpec& c = layers_[static_cast<size_t>(n.cache)].spec;
       same(n.i > 0 && n.i % c.kv_heads == 0 && in == n.i * c.head_dim && out == in);
       same(n.in[1].width == int64_t{c.kv_heads} * c.head_dim && n.in[2].width == n.in[1].width);
+      same(n.slopes.empty() || static_cast<int64_t>(n.slopes.size()) == n.i);
+      same(!n.weight || (n.weight->is_vector() && n.weight->rows() == n.i));
       break;
     }
     default:

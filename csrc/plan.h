@@ -111,6 +111,7 @@ struct Node {
   float a = 0, b = 0;    // eps and offset; factor; cap; scale and softcap
   int64_t i = 0, j = 0;  // see Plan::check
   int64_t cache = -1;
+  std::vector<float> slopes;
   std::shared_ptr<RopeSpec> rope;
 };
 

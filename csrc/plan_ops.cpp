@@ -140,9 +140,18 @@ void Plan::attention(const Node& n) {
                         layer.spec.head_dim,
                         (layer.spec.head_dim + 15) / 16 * 16};
   const bool rounded = rounding_.dense == Seen::bf16 && cache_dtype_ == Dtype::bf16;
-  const AttentionArgs args{
-      cache, view(n.in[0]), view(n.in[1]),         view(n.in[2]), view(n.out), static_cast<int>(n.i),
-      n.a,   n.b,           static_cast<int>(n.j), rounded};
+  const AttentionArgs args{cache,
+                           view(n.in[0]),
+                           view(n.in[1]),
+                           view(n.in[2]),
+                           view(n.out),
+                           static_cast<int>(n.i),
+                           n.a,
+                           n.b,
+                           static_cast<int>(n.j),
+                           rounded,
+                           n.slopes.empty() ? nullptr : n.slopes.data(),
+                           n.weight ? n.weight->values() : nullptr};
   const int64_t write_cost = int64_t{2} * cache.kv_heads * cache.head_dim * 4;
   over_rows(batch_.tokens, write_cost, [&](int64_t begin, int64_t end) {
     auto span = std::upper_bound(spans_.begin(), spans_.end(), begin,

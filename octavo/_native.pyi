@@ -117,6 +117,7 @@ class Plan:
         floats: Sequence[float],
         ints: Sequence[int],
         cache: int,
+        slopes: Sequence[float],
     ) -> None:
         """Append one op; see octavo/ops/native.py for the numbers."""
 

@@ -78,6 +78,8 @@ class AttentionSpec:
     """Query at p sees keys p-window+1 .. p; None sees all up to p."""
     softcap: float | None = None
     """score = cap * tanh(score / cap), before the mask (Gemma 2)."""
+    slopes: tuple[float, ...] | None = None
+    """ALiBi, one per head: score += slope * (key's position - query's). Press et al. 2022."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,13 @@ class Ops(Protocol):
     def rotate(self, x: Value, table: Value, head_dim: int, interleaved: bool = False) -> Value:
         """Rotate the first rotary_dim of every head of x [tokens, heads*head_dim] by the table's angles."""
 
-    def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec) -> Value:
+    def attention(
+        self, q: Value, k: Value, v: Value, spec: AttentionSpec, sinks: Param | None = None
+    ) -> Value:
         """Write k, v [tokens, kv_heads*head_dim] to the paged cache, then softmax(scale q k^T) v, causal.
 
         q [tokens, heads*head_dim] -> the same shape; query head h reads KV head h // (heads/kv_heads).
+        `sinks` [heads]: a score more in each head's softmax, of a key without a value (gpt-oss).
         """
 
     def softcap(self, x: Value, cap: float) -> Value:

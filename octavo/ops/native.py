@@ -231,6 +231,7 @@ class Lowering:
             floats=floats,
             ints=ints,
             cache=spec.layer if spec else -1,
+            slopes=list(spec.slopes) if spec and spec.slopes else [],
         )
 
     def _place(self, node: Node) -> None:

@@ -212,10 +212,11 @@ class NumpyOps:
         y[:, :, second] = b * cos + a * sin
         return np.asarray(y.reshape(x.shape), np.float32)
 
-    def attention(self, q: F32, k: F32, v: F32, spec: AttentionSpec) -> F32:
+    def attention(self, q: F32, k: F32, v: F32, spec: AttentionSpec, sinks: Param | None = None) -> F32:
         if self.cache is None:
             raise ValueError("attention needs a cache: call allocate_cache first")
         batch, out = self.batch, np.empty_like(q)
+        sunk = None if sinks is None else self._weight(sinks)
         for s in range(len(batch.context_lens)):
             rows = slice(int(batch.seq_starts[s]), int(batch.seq_starts[s + 1]))
             positions, table = batch.positions[rows], batch.block_tables[s]
@@ -225,7 +226,7 @@ class NumpyOps:
             )
             keys, values = self.cache.read(spec.layer, table, int(batch.context_lens[s]))
             queries = q[rows].reshape(-1, spec.heads, spec.head_dim)
-            mixed = attend(queries, keys, values, positions, spec, self.precision)
+            mixed = attend(queries, keys, values, positions, spec, self.precision, sunk)
             out[rows] = mixed.reshape(-1, q.shape[1])
         return out
 
@@ -243,6 +244,7 @@ def attend(
     positions: NDArray[np.int32],
     spec: AttentionSpec,
     precision: Precision,
+    sinks: F32 | None = None,
 ) -> F32:
     """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys and values [length, kv_heads, dim].
 
@@ -256,15 +258,22 @@ def attend(
     if spec.softcap is not None:
         scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
     behind = positions[:, None] - np.arange(len(keys))[None, :]
+    if spec.slopes is not None:
+        scores = scores - np.array(spec.slopes, np.float32)[:, None, None] * behind.astype(np.float32)
     visible = behind >= 0
     if spec.window is not None:
         visible &= behind < spec.window
     scores = np.where(visible, scores, np.float32(-np.inf))
-    powers = scores * np.float32(math.log2(math.e))
-    weights = np.exp2(powers - np.ceil(powers.max(axis=-1, keepdims=True)))
+    log2e = np.float32(math.log2(math.e))
+    powers = scores * log2e
+    top = powers.max(axis=-1, keepdims=True)
+    top = np.ceil(top if sinks is None else np.maximum(top, sinks[:, None, None] * log2e))
+    weights = np.exp2(powers - top)
     weights = _to_bf16(weights) if precision.rounds_attention else weights
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return np.asarray(np.einsum("hqk,khd->qhd", weights, values), np.float32)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp2(sinks[:, None, None] * log2e - top)
+    return np.asarray(np.einsum("hqk,khd->qhd", weights / total, values), np.float32)
 
 
 class NumpyRunnable:

@@ -153,7 +153,9 @@ class TorchOps:
             turned = self.torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
         return self.torch.cat([turned, rest], dim=-1).reshape(x.shape)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, sinks: Param | None = None
+    ) -> Tensor:
         if self.cache is None:
             raise ValueError("attention needs a cache: call allocate_cache first")
         keys, values = self.cache[spec.layer]
@@ -171,11 +173,18 @@ class TorchOps:
                 values.flatten(0, 1)[seen].float(),
                 self._long(batch.positions[rows]),
                 spec,
+                None if sinks is None else self.weights[sinks.name].float(),
             ).flatten(-2)
         return out
 
     def _attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, spec: AttentionSpec
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        spec: AttentionSpec,
+        sinks: Tensor | None,
     ) -> Tensor:
         """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys, values [length, kv_heads, dim]."""
         group = spec.heads // spec.kv_heads
@@ -186,14 +195,23 @@ class TorchOps:
         if spec.softcap is not None:
             scores = self.softcap(scores, spec.softcap)
         behind = positions[:, None] - self.torch.arange(keys.shape[0])[None, :]
+        if spec.slopes is not None:
+            scores = scores - self.torch.tensor(spec.slopes)[:, None, None] * behind
         hidden = behind < 0
         if spec.window is not None:
             hidden = hidden | (behind >= spec.window)
         powers = scores.masked_fill(hidden, float("-inf")) * math.log2(math.e)
-        weights = self.torch.exp2(powers - powers.amax(dim=-1, keepdim=True).ceil())
+        top = powers.amax(dim=-1, keepdim=True)
+        if sinks is not None:
+            top = self.torch.maximum(top, sinks[:, None, None] * math.log2(math.e))
+        top = top.ceil()
+        weights = self.torch.exp2(powers - top)
         if self.precision.rounds_attention:
             weights = weights.bfloat16().float()
-        return self.torch.einsum("hqk,khd->qhd", weights / weights.sum(dim=-1, keepdim=True), values)
+        total = weights.sum(dim=-1, keepdim=True)
+        if sinks is not None:
+            total = total + self.torch.exp2(sinks[:, None, None] * math.log2(math.e) - top)
+        return self.torch.einsum("hqk,khd->qhd", weights / total, values)
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return cap * self.torch.tanh(x / cap)

@@ -101,10 +101,12 @@ class TraceOps:
         _expect(x.width % head_dim == 0, f"rotate: {x.width} in heads of {head_dim}")
         return self._record("rotate", x.width, x, table, head_dim=head_dim, interleaved=interleaved)
 
-    def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec) -> Node:
+    def attention(self, q: Node, k: Node, v: Node, spec: AttentionSpec, sinks: Param | None = None) -> Node:
         _expect(q.width == spec.heads * spec.head_dim, f"attention: query of {q.width}")
         _expect(k.width == v.width == spec.kv_heads * spec.head_dim, f"attention: keys of {k.width}")
-        return self._record("attention", q.width, q, k, v, spec=spec)
+        _expect(sinks is None or sinks.shape == (spec.heads,), f"attention: sinks of {spec.heads} heads")
+        _expect(spec.slopes is None or len(spec.slopes) == spec.heads, f"attention: {spec.heads} slopes")
+        return self._record("attention", q.width, q, k, v, weight=sinks, spec=spec)
 
     def softcap(self, x: Node, cap: float) -> Node:
         return self._record("softcap", x.width, x, cap=cap)

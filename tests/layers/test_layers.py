@@ -9,6 +9,7 @@ import pytest
 
 from octavo.build.declare import declare
 from octavo.config.arch import read_arch
+from octavo.layers.attention import alibi_slopes
 from octavo.layers.base import Layer
 from octavo.layers.linear import Embedding, Linear, TiedHead
 from octavo.layers.norm import RMSNorm
@@ -190,3 +191,9 @@ def test_gemmas_embedding_factor_is_rounded_like_its_weights(
     config = {"architectures": [architecture], "hidden_size": 3584, "embedding_multiplier": 12.3}
     config |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
     assert declare(read_arch(config), dtype).embed_scale == pytest.approx(scale, rel=1e-7)
+
+
+def test_alibi_slopes_of_any_number_of_heads() -> None:
+    assert alibi_slopes(4) == (2**-2, 2**-4, 2**-6, 2**-8)
+    assert alibi_slopes(6) == (2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3)
+    assert alibi_slopes(2, 16.0) == (2**-8, 2**-16)

@@ -129,6 +129,7 @@ void matrices(const Kernels* k) {
 struct Shape {
   int heads, kv_heads, head_dim, block_size, window;
   float softcap;
+  bool biased = false;  // with ALiBi's slopes and sinks
 };
 
 // Prompt and one more token through write_kv and attend, whole and in parts that attend_join puts together.
@@ -146,8 +147,23 @@ void attend(const Kernels* t, const Shape& s, Dtype dtype, bool rounded, bool sp
   for (int i = 0; i < blocks; ++i) table[static_cast<size_t>(i)] = blocks - 1 - i;
   const int64_t wide = int64_t{s.heads} * s.head_dim, narrow = int64_t{s.kv_heads} * s.head_dim;
   const auto view = [](const Floats& x, int64_t w) { return View{const_cast<float*>(x.data()), w, w}; };
-  const AttentionArgs args{cache,   view(q, wide), view(k, narrow), view(v, narrow), {out, wide, wide},
-                           s.heads, 0.4f,          s.softcap,       s.window,        rounded};
+  Floats slopes, sinks;
+  for (int h = 0; h < s.heads; ++h) {
+    slopes.push_back(0.02f * static_cast<float>(h + 1));
+    sinks.push_back(static_cast<float>(h) - 1.5f);
+  }
+  const AttentionArgs args{cache,
+                           view(q, wide),
+                           view(k, narrow),
+                           view(v, narrow),
+                           {out, wide, wide},
+                           s.heads,
+                           0.4f,
+                           s.softcap,
+                           s.window,
+                           rounded,
+                           s.biased ? slopes.data() : nullptr,
+                           s.biased ? sinks.data() : nullptr};
   const SequenceSpan span{0, tokens, 0, table.data()};
   Floats scratch(attend_scratch(s.head_dim));
   for (int row = 0; row < tokens; ++row) t->write_kv(args, span, row);
@@ -165,7 +181,11 @@ void attend(const Kernels* t, const Shape& s, Dtype dtype, bool rounded, bool sp
 }
 
 void attention(const Kernels* kernels) {
-  const Shape shapes[] = {{2, 2, 16, 16, 0, 0}, {6, 2, 5, 16, 9, 0}, {7, 1, 80, 32, 0, 3}, {14, 2, 64, 48, 70, 0}};
+  const Shape shapes[] = {{2, 2, 16, 16, 0, 0},
+                          {6, 2, 5, 16, 9, 0},
+                          {7, 1, 80, 32, 0, 3},
+                          {14, 2, 64, 48, 70, 0},
+                          {4, 2, 16, 16, 0, 0, true}};
   for (const Shape& s : shapes)
     for (const int tokens : {1, 75, 530}) {
       if (tokens > kSegment && s.head_dim > 16) continue;  // two segments once are enough for a slow machine

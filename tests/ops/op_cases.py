@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.layers.attention import alibi_slopes
 from octavo.layers.base import Layer
 from octavo.ops.contract import (
     ACTIVATIONS,
@@ -222,6 +223,23 @@ def attention(heads: int, kv_heads: int, head_dim: int, **more: Any) -> Callable
     return build
 
 
+def sinks(heads: int, kv_heads: int, head_dim: int, size: float, **more: Any) -> Callable[[], OpModel]:
+    """Attention whose sinks lie about `size` around nought: below, among and above the scores."""
+
+    def build() -> OpModel:
+        model = attention(heads, kv_heads, head_dim, **more)()
+        q, k, v = (
+            model.input(n, model.noise(40, w * head_dim))
+            for n, w in zip("abc", (heads, kv_heads, kv_heads), strict=True)
+        )
+        sinks = model.param("sinks", model.noise(heads) * np.float32(size))
+        (spec,) = model.specs
+        model.call = lambda op: op.attention(q(op), k(op), v(op), spec, sinks)
+        return model
+
+    return build
+
+
 def two_layers() -> OpModel:
     """Two caches must not mix: the second layer's keys are the first one's answers."""
     model = OpModel()
@@ -313,6 +331,12 @@ CASES = (
     OpCase("attention-window17", attention(4, 2, 16, window=17), PAGED),
     OpCase("attention-softcap", attention(4, 2, 16, softcap=0.8, window=7), PAGED),
     OpCase("attention-scale", attention(2, 1, 16, scale=3.0), PAGED),
+    OpCase("attention-alibi", attention(6, 2, 16, slopes=alibi_slopes(6)), PAGED),
+    OpCase("attention-alibi-window", attention(3, 1, 24, slopes=alibi_slopes(3, 16.0), window=9), PAGED),
+    OpCase("attention-sinks", sinks(6, 2, 16, 2.0), PAGED),
+    OpCase("attention-sinks-strong", sinks(4, 4, 8, 150.0, window=7), PAGED),
+    OpCase("attention-sinks-alibi", sinks(4, 2, 8, 1.0, slopes=alibi_slopes(4)), PAGED),
+    OpCase("attention-sinks-rounded", sinks(8, 2, 16, 1.0), PAGED, Precision("bfloat16", "bfloat16")),
     OpCase("attention-two-layers", two_layers, PAGED),
     *(OpCase(f"attention-cache-{d}", attention(4, 2, 24), PAGED, Precision(cache=d)) for d in FLOATS),
     OpCase("attention-bf16-head5", attention(6, 3, 5, window=9), PAGED, Precision(cache="bfloat16")),

@@ -15,6 +15,7 @@ from op_cases import OpModel
 
 from octavo import _native
 from octavo.build.bind import bind
+from octavo.layers.attention import alibi_slopes
 from octavo.ops.contract import AttentionSpec, Batch, Limits, Precision, Runnable
 from octavo.ops.reference import NumpyRunnable
 
@@ -25,7 +26,9 @@ PRECISIONS = (Precision(), Precision("bfloat16", "bfloat16"), Precision(cache="f
 SPECS = (
     AttentionSpec(0, heads=6, kv_heads=2, head_dim=24, scale=0.3),
     AttentionSpec(0, heads=3, kv_heads=1, head_dim=40, scale=0.3, window=700, softcap=5.0),
+    AttentionSpec(0, heads=4, kv_heads=2, head_dim=16, scale=0.3, slopes=alibi_slopes(4, 12.0)),
 )
+IDS = ("full", "window", "alibi")
 
 
 def model_of(spec: AttentionSpec) -> OpModel:
@@ -34,7 +37,8 @@ def model_of(spec: AttentionSpec) -> OpModel:
     q = model.input("q", model.noise(2 * LENGTH, spec.heads * spec.head_dim))
     k, v = (model.input(n, model.noise(2 * LENGTH, spec.kv_heads * spec.head_dim)) for n in "kv")
     model.specs = (spec,)
-    model.call = lambda op: op.attention(q(op), k(op), v(op), spec)
+    sinks = model.param("sinks", model.noise(spec.heads)) if spec.slopes else None
+    model.call = lambda op: op.attention(q(op), k(op), v(op), spec, sinks)
     return model
 
 
@@ -85,7 +89,7 @@ CUT = (
 
 
 @pytest.mark.parametrize("isa", _native.isas())
-@pytest.mark.parametrize("spec", SPECS, ids=("full", "window"))
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
 @pytest.mark.parametrize("precision", PRECISIONS, ids=("f32", "bf16", "f16"))
 def test_parts_do_not_show(spec: AttentionSpec, precision: Precision, isa: str) -> None:
     expected = rows(native(spec, precision, isa, threads=1), *WHOLE)
@@ -96,7 +100,7 @@ def test_parts_do_not_show(spec: AttentionSpec, precision: Precision, isa: str) 
 
 
 @pytest.mark.parametrize("isa", _native.isas())
-@pytest.mark.parametrize("spec", SPECS, ids=("full", "window"))
+@pytest.mark.parametrize("spec", SPECS, ids=IDS)
 def test_long_contexts_equal_the_reference(spec: AttentionSpec, isa: str) -> None:
     model = model_of(spec)
     reference = NumpyRunnable(model, model.tensors, Precision(), LIMITS)
