@@ -105,12 +105,7 @@ std::shared_ptr<Weight> pack_quantized(Pool& pool, std::shared_ptr<Arena> arena,
   if (offsets) sized(*offsets, rows * groups, size_of(shape.dtype));
   if (shape.format == Format::lut4 && (table.size() != 16 || offsets))
     throw std::invalid_argument("octavo: a lut4 matrix has a table and no offsets");
-  std::vector<bool> seen(order.empty() ? 0 : static_cast<size_t>(cols));
-  for (const int32_t k : order) {
-    if (static_cast<int64_t>(order.size()) != cols || k < 0 || k >= cols || seen[static_cast<size_t>(k)])
-      throw std::invalid_argument("octavo: a column order must name every column once");
-    seen[static_cast<size_t>(k)] = true;
-  }
+  check_order(order, cols);
   const QuantSource source{static_cast<const uint8_t*>(codes.data()),
                            scales.data(),
                            offsets ? offsets->data() : nullptr,

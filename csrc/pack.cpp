@@ -89,6 +89,17 @@ void pack_quant_tile(const QuantSource& s, const PackedMatrix& shape, int64_t ti
 
 }  // namespace
 
+void check_order(const std::vector<int32_t>& order, int64_t cols) {
+  if (order.empty()) return;
+  const auto named = std::count_if(order.begin(), order.end(), [](int32_t k) { return k >= 0; });
+  std::vector<bool> seen(static_cast<size_t>(named));
+  for (const int32_t k : order) {
+    if (static_cast<int64_t>(order.size()) != cols || k < -1 || k >= named || (k >= 0 && seen[static_cast<size_t>(k)]))
+      fail("a column order must name every column once");
+    if (k >= 0) seen[static_cast<size_t>(k)] = true;
+  }
+}
+
 std::shared_ptr<Weight> Weight::room(std::shared_ptr<Arena> arena, const PackedMatrix& shape) {
   if (shape.rows <= 0 || shape.cols <= 0) fail("an empty matrix");
   if (shape.format != Format::dense && (shape.group <= 0 || shape.group % kBlock))

@@ -66,10 +66,10 @@ void Plan::check(const Node& n) const {
   const int64_t in = n.in[0].width, out = n.out.width;
   switch (n.kind) {
     case OpKind::embedding:
-      same(n.weight && !n.weight->is_vector() && n.weight->cols() == out && n.weight->order().empty());
+      same(n.weight && !n.weight->is_vector() && n.weight->inputs() == out);
       break;
     case OpKind::linear:
-      same(n.weight && !n.weight->is_vector() && n.weight->cols() == in && n.weight->rows() == out);
+      same(n.weight && !n.weight->is_vector() && n.weight->inputs() == in && n.weight->rows() == out);
       same(!n.bias || (n.bias->is_vector() && n.bias->rows() == out));
       break;
     case OpKind::rms_norm:
@@ -107,7 +107,7 @@ void Plan::check(const Node& n) const {
 
 void Plan::add(Node node) {
   check(node);
-  if (node.kind == OpKind::linear) max_in_ = std::max(max_in_, node.in[0].width);
+  if (node.kind == OpKind::linear) max_in_ = std::max(max_in_, node.weight->cols());
   if (node.kind == OpKind::attention) reserve_partials(node);
   nodes_.push_back(std::move(node));
   seconds_.push_back(0);
@@ -259,8 +259,18 @@ void Plan::embedding(const Node& n) {
   for (int64_t t = 0; t < batch_.tokens; ++t)
     if (ids[t] < 0 || ids[t] + n.j >= table.rows) fail("a token or position outside its table");
   const View out = view(n.out);
+  const std::vector<int32_t>& order = n.weight->order();
   over_rows(batch_.tokens, out.width, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) kernels_->matrix_row(table, ids[t] + n.j, out.row(t));
+    std::vector<float> stored(order.size());
+    for (int64_t t = begin; t < end; ++t) {
+      if (order.empty()) {
+        kernels_->matrix_row(table, ids[t] + n.j, out.row(t));
+        continue;
+      }
+      kernels_->matrix_row(table, ids[t] + n.j, stored.data());
+      for (size_t k = 0; k < order.size(); ++k)
+        if (order[k] >= 0) out.row(t)[order[k]] = stored[k];
+    }
   });
 }
 
@@ -299,10 +309,11 @@ View Plan::ordered(const Node& n, int64_t rows) {
   const View x = view(n.in[0]);
   const std::vector<int32_t>& order = n.weight->order();
   if (order.empty()) return x;
-  const View out{ordered_.as<float>(), x.width, x.width};
+  const int64_t width = n.weight->cols();
+  const View out{ordered_.as<float>(), width, width};
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      for (int64_t k = 0; k < x.width; ++k) out.row(r)[k] = x.row(r)[order[static_cast<size_t>(k)]];
+      for (size_t k = 0; k < order.size(); ++k) out.row(r)[k] = order[k] < 0 ? 0.0f : x.row(r)[order[k]];
   });
   return out;
 }

@@ -22,9 +22,12 @@ struct QuantSource {
   const uint8_t* codes;
   const void *scales, *offsets;
   int64_t groups;
-  std::vector<int32_t> order;  // stored column j is column order[j] of the input; empty: as they stand
+  std::vector<int32_t> order;  // stored column j is column order[j] of the input, -1 none; empty: as they stand
   Table table;
 };
+
+// Throws std::invalid_argument unless every column 0 .. stands there once, -1 as often as wanted.
+void check_order(const std::vector<int32_t>& order, int64_t cols);
 
 // A weight in the form that the kernels read: a packed matrix, or a float32 vector.
 class Weight {
@@ -59,6 +62,10 @@ class Weight {
   const std::vector<int32_t>& order() const { return order_; }
   int64_t rows() const { return matrix_.rows; }
   int64_t cols() const { return matrix_.cols; }
+  // Columns of the input, which are fewer where stored ones fill up groups.
+  int64_t inputs() const {
+    return order_.empty() ? cols() : std::count_if(order_.begin(), order_.end(), [](int32_t k) { return k >= 0; });
+  }
   bool is_vector() const { return vector_; }
   size_t bytes() const { return bytes_; }
 

@@ -64,8 +64,7 @@ Weight::Stored stored_form(const Form& f, size_t bytes, uint64_t checksum) {
              factor,
              nullptr};
   s.order = order;
-  for (const int32_t column : order) in(column, static_cast<int>(cols));
-  if (!order.empty() && static_cast<int64_t>(order.size()) != cols) in(-1, 0);
+  check_order(order, cols);
   if (s.shape.format == Format::lut4) {
     if (values.size() != 16 || codes.size() != 16) in(-1, 0);
     for (size_t i = 0; i < 16; ++i) {

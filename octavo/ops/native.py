@@ -12,7 +12,20 @@ from numpy.typing import NDArray
 from octavo import _native
 from octavo.errors import ConfigError
 from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
-from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, Online, smallest_float
+from octavo.ops.layouts import (
+    BLOCK,
+    Dense,
+    Fp8,
+    Int4Group,
+    Int8,
+    IntBits,
+    Layout,
+    Lut4,
+    Online,
+    aligned,
+    scale_values,
+    smallest_float,
+)
 from octavo.ops.packed import PackedFile
 from octavo.ops.trace import Graph, Node
 
@@ -63,40 +76,49 @@ def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout,
         source = np.ascontiguousarray(layout.dense.data)
         bits, group = f"int{layout.bits}", _kernel_group(layout.group, layout.shape[1])
         return _native.Weight.rounded(pool, arena, isa, source, layout.dense.dtype, bits, group)
-    return _pack_quantized(pool, arena, layout)
+    if isinstance(layout, Fp8):
+        return _native.Weight.matrix(pool, arena, layout.dequantize(), "float32")
+    if isinstance(layout, IntBits):
+        middle = 0 if layout.offsets[1] is not None else 1 << (layout.bits - 1)
+        codes = (layout.codes.astype(np.int16) - middle).astype(np.int8)
+        fields = (layout.scale, layout.group, layout.zero, layout.minimum)
+        return _pack_quantized(pool, arena, aligned(Int8(codes, *fields, order=layout.order)))
+    return _pack_quantized(pool, arena, aligned(layout))
 
 
 def _pack_quantized(
     pool: _native.Pool, arena: _native.Arena, layout: Int8 | Int4Group | Lut4
 ) -> _native.Weight:
     """Codes as they are; scales and offsets in the smallest float that holds them all exactly."""
-    kind, offsets = layout.offsets
-    dtype = smallest_float(layout.scale, *(() if offsets is None else (offsets,)))
+    kind, joined = layout.offsets
+    scale, offsets = scale_values(layout.scale), None if joined is None else scale_values(joined)
+    dtype = smallest_float(scale, *(() if offsets is None else (offsets,)))
     table, factor = layout.whole_table() if isinstance(layout, Lut4) else ((), 1.0)
-    order = layout.order if isinstance(layout, Int4Group) else None
+    factor *= layout.factor if isinstance(layout, Lut4) else 1.0
     return _native.Weight.quantized(
         pool,
         arena,
         layout.kind,
         np.ascontiguousarray(layout.codes),
-        np.ascontiguousarray(Dense.of(layout.scale, dtype).data),
+        np.ascontiguousarray(Dense.of(scale, dtype).data),
         dtype,
         None if offsets is None else np.ascontiguousarray(Dense.of(offsets, dtype).data),
         kind,
-        *layout.shape,
-        _kernel_group(layout.group, layout.shape[1]),
+        layout.shape[0],
+        layout.stored_cols,
+        _kernel_group(layout.group, layout.stored_cols),
         factor,
         list(table),
-        [] if order is None else [int(column) for column in order],
+        [] if layout.order is None else layout.order.tolist(),
     )
 
 
 def _kernel_group(group: int, cols: int) -> int:
     """The group as the kernels count it; one that holds the whole row may be of any size."""
     if group >= cols:
-        return -(-cols // 32) * 32
-    if group % 32:
-        raise ValueError(f"the kernels need groups of a multiple of 32 columns, not {group}")
+        return -(-cols // BLOCK) * BLOCK
+    if group % BLOCK:
+        raise ValueError(f"the kernels need groups of a multiple of {BLOCK} columns, not {group}")
     return group
 
 

@@ -7,31 +7,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, bf16_to_f32, f32_to_bf16, pack4
+from octavo.ops.layouts import (
+    BLOCK,
+    Activation,
+    Dense,
+    Fp8,
+    Int4Group,
+    Int8,
+    Layout,
+    Lut4,
+    Online,
+    bf16_to_f32,
+    f32_to_bf16,
+    input_order,
+    pack4,
+)
 
 F32 = NDArray[Any]
-
-BLOCK = 32
-"""Columns that share the scale of an activation."""
 
 
 def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
     """What a matrix sees of its input x [n, cols], as float32.
 
     `dense` is what dense matrices see (float32 or bfloat16), `quantized` what quantized ones do (also int8).
-    A table of numbers that are not whole sees float32 where others see int8.
+    8-bit floats see what dense matrices do. Where others see int8, a table of numbers that are not whole
+    sees float32, and an int8 matrix that says how its checkpoint rounds inputs sees that.
     """
-    seen = dense if isinstance(layout, Dense) else quantized
-    if seen == "int8":
-        if isinstance(layout, Lut4) and not layout.whole:
-            return x
-        order = layout.order if isinstance(layout, Int4Group) else None
-        if order is None:
-            return round_int8(x)
-        out = np.empty_like(x)
-        out[:, order] = round_int8(x[:, order])
-        return out
-    return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
+    seen = dense if isinstance(layout, Dense | Fp8) else quantized
+    if seen != "int8":
+        return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
+    if isinstance(layout, Lut4) and not layout.whole:
+        return x
+    if isinstance(layout, Int8) and layout.activation is not None:
+        return round_activation(x, layout.activation)
+    order = None if isinstance(layout, Dense | Online) else input_order(layout)
+    if order is None:
+        return round_int8(x)
+    there = order >= 0
+    stored = np.where(there, x[:, order], np.float32(0))
+    out = np.empty_like(x)
+    out[:, order[there]] = round_int8(stored)[:, there]
+    return out
+
+
+def round_activation(x: F32, how: Activation) -> F32:
+    """x as W8A8 checkpoints see it: scale * (code - zero), codes -128 .. 127."""
+    if how.scale is not None:
+        scale, zero = np.float32(how.scale), np.float32(how.zero)
+    elif how.symmetric:
+        scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127.5)
+        zero = np.float32(0)
+    else:
+        low = np.minimum(x.min(axis=1, keepdims=True), np.float32(0))
+        high = np.maximum(x.max(axis=1, keepdims=True), np.float32(0))
+        scale = (high - low) / np.float32(255)
+        zero = np.clip(np.rint(-128 - low / np.where(scale > 0, scale, 1)), -128, 127).astype(np.float32)
+    codes = np.clip(np.rint(x / np.where(scale > 0, scale, np.float32(1)) + zero), -128, 127)
+    return np.asarray(scale * (codes - zero), np.float32)
 
 
 def round_int8(x: F32) -> F32:

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, Lut4, Online, pack4
+from octavo.ops.layouts import (
+    Dense,
+    Fp8,
+    Int4Group,
+    Int8,
+    IntBits,
+    Layout,
+    Lut4,
+    Online,
+    Scale,
+    SubScales,
+    pack4,
+)
 
 Rng = np.random.Generator
 
@@ -41,6 +54,12 @@ def _scales(rng: Rng, rows: int, groups: int, dtype: str) -> np.ndarray:
     return Dense.of(rng.uniform(0.002, 0.02, (rows, groups)).astype(np.float32), dtype).dequantize()
 
 
+def _sub_scales(rng: Rng, rows: int, groups: int, per: int, sign: int = 1) -> SubScales:
+    """As the K formats have them: 6 bits times a float16."""
+    codes = rng.integers(0, 64, (rows, groups)).astype(np.int8)
+    return SubScales(codes, sign * _scales(rng, rows, -(-groups // per), "float16") / 32, per)
+
+
 def int8(group: int, dtype: str = "float32", offset: str = "none") -> Callable[[Rng, int, int], Layout]:
     def make(rng: Rng, rows: int, cols: int) -> Layout:
         groups = -(-cols // group)
@@ -68,10 +87,49 @@ def int4(
     return make
 
 
-def lut4(group: int, table: np.ndarray, dtype: str = "float32") -> Callable[[Rng, int, int], Layout]:
+def sub_scaled(bits: int, group: int, minimum: bool = False) -> Callable[[Rng, int, int], Layout]:
+    """Q2_K .. Q6_K: units for 256 columns."""
+
+    def make(rng: Rng, rows: int, cols: int) -> Layout:
+        groups, per = -(-cols // group), 256 // group
+        scale = _sub_scales(rng, rows, groups, per)
+        least: Scale | None = _sub_scales(rng, rows, groups, per, -1) if minimum else None
+        codes = rng.integers(0, 1 << bits, (rows, cols)).astype(np.uint8)
+        if bits == 4:
+            return Int4Group(pack4(codes), cols, scale, group, minimum=least)
+        return IntBits(codes, bits, scale, group, minimum=least)
+
+    return make
+
+
+def bits(
+    bits: int, group: int, dtype: str = "float16", offset: str = "none"
+) -> Callable[[Rng, int, int], Layout]:
     def make(rng: Rng, rows: int, cols: int) -> Layout:
         scale = _scales(rng, rows, -(-cols // group), dtype)
-        return Lut4(pack4(rng.integers(0, 16, (rows, cols))), cols, table, scale, group)
+        zero = rng.integers(0, 1 << bits, scale.shape).astype(np.float32) if offset == "zero" else None
+        minimum = -_scales(rng, *scale.shape, dtype) * 4 if offset == "minimum" else None
+        codes = rng.integers(0, 1 << bits, (rows, cols)).astype(np.uint8)
+        return IntBits(codes, bits, scale, group, zero, minimum)
+
+    return make
+
+
+def lut4(
+    group: int, table: np.ndarray, dtype: str = "float32", factor: float = 1.0
+) -> Callable[[Rng, int, int], Layout]:
+    def make(rng: Rng, rows: int, cols: int) -> Layout:
+        scale = _scales(rng, rows, -(-cols // group), dtype)
+        return Lut4(pack4(rng.integers(0, 16, (rows, cols))), cols, table, scale, group, factor)
+
+    return make
+
+
+def fp8(kind: Literal["e4m3", "e5m2"], group: int) -> Callable[[Rng, int, int], Layout]:
+    def make(rng: Rng, rows: int, cols: int) -> Layout:
+        codes = rng.integers(0, 0x7C, (rows, cols)) | rng.integers(0, 2, (rows, cols)) << 7
+        scale = _scales(rng, rows, -(-cols // group), "float32")
+        return Fp8(codes.astype(np.uint8), kind, scale, group)
 
     return make
 
@@ -107,6 +165,25 @@ CASES = (
     QuantCase("int4-64-order", int4(64, "float16", "zero", ordered=True)),
     QuantCase("lut4-mxfp4", lut4(32, FP4)),
     QuantCase("lut4-nf4", lut4(64, NF4)),
+    QuantCase("int8-16", int8(16, "float16")),
+    QuantCase("int8-16-zero", int8(16, "float32", "zero")),
+    QuantCase("int8-100", int8(100)),
+    QuantCase("int4-16-minimum", int4(16, "bfloat16", "minimum")),
+    QuantCase("int4-48", int4(48)),
+    QuantCase("int4-10-order", int4(10, "float16", "zero", ordered=True)),
+    QuantCase("int4-row", int4(1 << 20)),
+    QuantCase("int4-sub-32-minimum", sub_scaled(4, 32, minimum=True)),
+    QuantCase("int4-sub-16-minimum", sub_scaled(4, 16, minimum=True)),
+    QuantCase("int4-sub-16", sub_scaled(4, 16)),
+    QuantCase("bits5-32", bits(5, 32)),
+    QuantCase("bits5-16-zero", bits(5, 16, "float16", "zero")),
+    QuantCase("bits5-32-minimum", bits(5, 32, "float16", "minimum")),
+    QuantCase("bits5-sub-32-minimum", sub_scaled(5, 32, minimum=True)),
+    QuantCase("bits6-128", bits(6, 128, "float32")),
+    QuantCase("bits6-sub-16", sub_scaled(6, 16)),
+    QuantCase("lut4-nvfp4", lut4(16, FP4, "bfloat16", factor=0.37)),
+    QuantCase("fp8-e4m3-128", fp8("e4m3", 128)),
+    QuantCase("fp8-e5m2-row", fp8("e5m2", 1 << 20)),
     QuantCase("online-int8-bf16", online(8, 128, "bfloat16")),
     QuantCase("online-int8-f32", online(8, 32, "float32")),
     QuantCase("online-int4-bf16", online(4, 32, "bfloat16")),
