@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,27 @@ def stream(
     _refuse_missing(checkpoint.folder, found)
     _refuse_left_over(checkpoint, present - {name for item in found for name in item.names}, may_be_unused)
     return _read(found, checkpoint, dtype, on_bytes, roundings or {})
+
+
+def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[], Dense]]]:
+    """Where every Param of `model` stands in a checkpoint of plain weights: by name, makers of its parts.
+
+    The parts stand one below the other and keep their stored dtype. Raises CheckpointError as `load` does.
+    """
+    present = set(checkpoint.names())
+    found = [
+        _Found(param, source, _find(source, present))
+        for param, source in ((param, names.sources(model, param)) for _, param in model.named_params())
+    ]
+    _refuse_missing(checkpoint.folder, found)
+    used = {name for item in found for name in item.names}
+    _refuse_left_over(checkpoint, present - used, lambda name: names.may_be_unused(model, name))
+    return {
+        item.param.name: [
+            partial(_part, item, part, name, checkpoint) for part, name in enumerate(item.names)
+        ]
+        for item in found
+    }
 
 
 @dataclass(frozen=True)

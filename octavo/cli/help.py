@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 
+from octavo.cli.convert_flags import CONVERT
 from octavo.cli.talk_flags import TALK
 from octavo.config.flag_table import GROUPS, LATER_GROUPS, Flag
 from octavo.config.flag_values import METAVAR
@@ -21,6 +22,7 @@ _USAGE = {
     "chat": "octavo chat [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
+    "convert": "octavo convert SRC DST [--to gguf] [--outtype TYPE]",
     "collect-env": "octavo collect-env",
 }
 
@@ -42,6 +44,8 @@ def command_help(command: str, topic: str, summary: str) -> str:
     head = f"Usage: {_USAGE[command]}\n\n{summary}\n"
     if command in ("bench", "collect-env"):
         return head
+    if command == "convert":
+        return f"{head}\n{_section(command, 'this command', CONVERT)}"
     extra = TALK if command in ("chat", "complete") else ()
     table = Table(extra)
     if topic:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("octavo.cli.talk", "Talk to a model, served or in this process."),
     "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
     "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
+    "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file."),
     "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
 }
 """Subcommand to (module with ``main(command, words) -> int``, one line of help)."""

@@ -80,11 +80,10 @@ LLAMA = Names(
 def sources(model: Decoder, param: Param) -> Source:
     """Where `param` (already named by declare) stands. KeyError when the family's table forgets it."""
     names = names_of(model)
-    module, _, suffix = param.name.rpartition(".")
-    number = _LAYER.search(f"{module}.")
-    key = _LAYER.sub(".{i}.", f"{module}.", count=1)[:-1] if number else module
-    written = names.table[key].replace("{i}", number.group(1) if number else "")
-    stems = _expand(written)
+    key, number = key_of(param)
+    suffix = param.name.rpartition(".")[2]
+    written = names.table[key].replace("{i}", number)
+    stems = expand(written)
     parts = param.parts if len(stems) > 1 else (param.shape[0],)
     if len(parts) != len(stems):
         raise KeyError(f"{param.name}: {len(parts)} parts, but {written} names {len(stems)} tensors")
@@ -92,6 +91,13 @@ def sources(model: Decoder, param: Param) -> Source:
     spelled = tuple(_spell(f"{stem}.{suffix}", names.roots) + extra for stem in stems)
     transpose = len(param.shape) == 2 and key.rsplit(".", 1)[-1] in names.transposed
     return Source(spelled, parts, transpose)
+
+
+def key_of(param: Param) -> tuple[str, str]:
+    """(a table's key for a Param that declare has named, the layer's number or nothing)."""
+    module = param.name.rpartition(".")[0]
+    number = _LAYER.search(f"{module}.")
+    return (_LAYER.sub(".{i}.", f"{module}.", count=1)[:-1], number.group(1)) if number else (module, "")
 
 
 def names_of(model: Decoder) -> Names:
@@ -107,7 +113,8 @@ def may_be_unused(model: Decoder, name: str) -> bool:
     return any(re.search(pattern, name) for pattern in names.unused)
 
 
-def _expand(written: str) -> tuple[str, ...]:
+def expand(written: str) -> tuple[str, ...]:
+    """The names that a table's entry stands for: one for each word in its braces."""
     found = _BRACES.search(written)
     if not found:
         return (written,)

@@ -227,6 +227,11 @@ class HuggingFaceCodec:
         known = backend.token_to_id(end) is not None
         return HuggingFaceCodec(backend, dict.fromkeys(("bos_token", "eos_token"), end) if known else None)
 
+    def definition(self) -> dict[str, Any]:
+        """The tokenizer as a tokenizer.json holds it, tokens added later included."""
+        parsed: dict[str, Any] = json.loads(self._backend.to_str())
+        return parsed
+
     def encode(self, text: str, processed: bool) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=processed).ids
         return ids
@@ -305,6 +310,24 @@ class SentencePieceCodec:
         probe = self._model.EncodeAsPieces("a")
         self.strips_space = bool(probe) and probe[0].startswith("▁")
         self._split = self._pattern()
+
+    def pieces(self) -> list[tuple[str, float, str]]:
+        """(text, score, kind) of the pieces by id; kind: normal, unknown, control, unused, byte."""
+        model = self._model
+        kinds = (
+            ("unknown", model.IsUnknown),
+            ("control", model.IsControl),
+            ("unused", model.IsUnused),
+            ("byte", model.IsByte),
+        )
+        return [
+            (
+                model.IdToPiece(i),
+                model.GetScore(i),
+                next((kind for kind, is_it in kinds if is_it(i)), "normal"),
+            )
+            for i in range(model.GetPieceSize())
+        ]
 
     def _pattern(self) -> re.Pattern[str] | None:
         """Matches any added token, longest first."""

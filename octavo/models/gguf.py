@@ -1,0 +1,107 @@
+"""Where a model's Params stand in a GGUF file. llama.cpp gives all families the same names.
+
+Two things are stored otherwise than in a Hugging Face checkpoint: the architectures of `PERMUTED` keep the
+rows of query and key in the order of neighbouring pairs, and Gemma's norms are stored with their 1 added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.config.arch import Arch
+from octavo.errors import UnsupportedModel
+from octavo.layers.decoder import Decoder
+from octavo.models import registry
+from octavo.models.names import expand, key_of
+from octavo.ops.contract import Param
+
+TABLE = {
+    "embed": "token_embd",
+    "positions": "position_embd",
+    "blocks.{i}.attention_norm": "blk.{i}.attn_norm",
+    "blocks.{i}.attention.qkv": "blk.{i}.attn_{q,k,v}",
+    "blocks.{i}.attention.q_norm": "blk.{i}.attn_q_norm",
+    "blocks.{i}.attention.k_norm": "blk.{i}.attn_k_norm",
+    "blocks.{i}.attention.out": "blk.{i}.attn_output",
+    "blocks.{i}.attention_post_norm": "blk.{i}.post_attention_norm",
+    "blocks.{i}.mlp_norm": "blk.{i}.ffn_norm",
+    "blocks.{i}.mlp.gate_up": "blk.{i}.ffn_{gate,up}",
+    "blocks.{i}.mlp.up": "blk.{i}.ffn_up",
+    "blocks.{i}.mlp.down": "blk.{i}.ffn_down",
+    "blocks.{i}.mlp_post_norm": "blk.{i}.post_ffw_norm",
+    "norm": "output_norm",
+    "head": "output",
+}
+"""Our path without its last word -> llama.cpp's, written as in :mod:`octavo.models.names`."""
+
+FUSED = {"blocks.{i}.attention.qkv": "blk.{i}.attn_qkv", "blocks.{i}.mlp.gate_up": "blk.{i}.ffn_up"}
+"""The name of what some files keep in one tensor."""
+
+_ALWAYS_FUSED = {
+    "gpt2": ("blocks.{i}.attention.qkv",),
+    "phi3": ("blocks.{i}.attention.qkv", "blocks.{i}.mlp.gate_up"),
+}
+"""What llama.cpp reads in one tensor only."""
+
+PERMUTED = frozenset({"llama", "granite", "smollm3"})
+"""GGUF architectures that rotate neighbouring pairs where the Hugging Face checkpoint rotates halves."""
+
+UNTIED = frozenset({"olmo2", "stablelm", "phi2"})
+"""GGUF architectures whose output matrix must be there, also when it is the embedding's."""
+
+
+@dataclass(frozen=True)
+class GgufSource:
+    """The tensors of one Param: their names and their numbers of rows, one below the other."""
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    heads: tuple[int, ...]
+    """Of each: the number of heads whose rows are permuted; 0: as they are."""
+
+
+def gguf_name(architecture: str) -> str:
+    """What GGUF calls config.json's architecture. UnsupportedModel when it has no name."""
+    name = registry.lookup(architecture).gguf
+    if name is None:
+        raise UnsupportedModel(f"{architecture} has no name in GGUF.")
+    return name
+
+
+def source(model: Decoder, param: Param, present: Container[str] | None = None) -> GgufSource:
+    """Where `param` (named by declare) stands in a GGUF file: one that holds `present`, or a new one."""
+    arch = gguf_name(model.arch.architecture)
+    key, number = key_of(param)
+    suffix = param.name.rpartition(".")[2]
+    parts = expand(TABLE[key].replace("{i}", number))
+    names = tuple(f"{part}.{suffix}" for part in parts)
+    if len(names) == 1:
+        return GgufSource(names, (param.shape[0],), (0,))
+    whole = f"{FUSED[key].replace('{i}', number)}.{suffix}" if key in FUSED else ""
+    if present is None:
+        fused = key in _ALWAYS_FUSED.get(arch, ())
+    else:
+        fused = bool(whole) and names[0] not in present and whole in present
+    if fused:
+        return GgufSource((whole,), (param.shape[0],), (0,))
+    heads = _heads(model.arch, arch) if key.endswith(".qkv") else (0,) * len(names)
+    return GgufSource(names, param.parts, heads)
+
+
+def _heads(c: Arch, arch: str) -> tuple[int, int, int]:
+    return (c.heads, c.kv_heads, 0) if arch in PERMUTED else (0, 0, 0)
+
+
+def to_pairs(rows: int, heads: int) -> NDArray[np.int64]:
+    """Row order of a new file: row j of it is row `to_pairs[j]` of the checkpoint (halves to neighbours)."""
+    order = np.arange(rows).reshape(heads, 2, rows // heads // 2)
+    return np.ascontiguousarray(order.swapaxes(1, 2)).reshape(-1)
+
+
+def to_halves(rows: int, heads: int) -> NDArray[np.int64]:
+    """The way back: row j of the checkpoint is row `to_halves[j]` of the file."""
+    return np.argsort(to_pairs(rows, heads))
