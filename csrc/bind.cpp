@@ -256,6 +256,12 @@ NB_MODULE(_native, m) {
       .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})
       .def_prop_ro("size", &Pool::size);
 
+  nb::class_<Team>(m, "Team")
+      .def(nb::init<int>(), "most"_a)
+      .def("threads", &Team::threads, "tokens"_a)
+      .def("stepped", &Team::stepped, "seconds"_a, "lost"_a)
+      .def_prop_ro("usual", &Team::usual);
+
   nb::class_<Arena>(m, "Arena").def(nb::init<>());
 
   nb::class_<Weight>(m, "Weight")
@@ -309,6 +315,8 @@ NB_MODULE(_native, m) {
           "kind"_a, "inputs"_a, "out"_a, "weight"_a.none(), "bias"_a.none(), "rope"_a.none(), "floats"_a, "ints"_a,
           "cache"_a, "slopes"_a = std::vector<float>{})
       .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
+      .def("set_threads", &Plan::set_threads, "decode"_a, "prefill"_a)
+      .def_prop_ro("decode_threads", &Plan::decode_threads)
       .def("run", &run_plan)
       .def("row_stats",
            [](const std::shared_ptr<Plan>& plan) -> nb::object {

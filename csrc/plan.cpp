@@ -20,7 +20,13 @@ constexpr size_t kMostPartials = size_t{64} << 20;  // bytes
 }  // namespace
 
 Plan::Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, Dtype cache)
-    : pool_(std::move(pool)), kernels_(kernels), limits_(limits), rounding_(rounding), cache_dtype_(cache) {
+    : pool_(std::move(pool)),
+      team_(pool_->size()),
+      prefill_threads_(pool_->size()),
+      kernels_(kernels),
+      limits_(limits),
+      rounding_(rounding),
+      cache_dtype_(cache) {
   if (!kernels_) fail("no such instruction set on this machine");
   if (limits.tokens <= 0 || limits.sequences <= 0 || limits.logit_rows <= 0) fail("limits must be positive");
   if (limits.block_size <= 0 || limits.block_size % kTile) fail("block_size must be a multiple of 16");
@@ -198,10 +204,27 @@ void Plan::prepare(const BatchArrays& b) {
   }
 }
 
+void Plan::set_threads(int decode, int prefill) {
+  if (decode < 1 || prefill < 1 || std::max(decode, prefill) > pool_->size()) fail("more threads than the pool has");
+  team_.set_most(decode);
+  prefill_threads_ = prefill;
+}
+
 void Plan::run(const BatchArrays& batch) {
   check(batch);
   stat_rows_ = 0;
   prepare(batch);
+  if (batch.tokens > batch.sequences) {
+    pool_->set_team(prefill_threads_);
+    return execute_all();
+  }
+  pool_->set_team(team_.threads(batch.tokens));
+  const StepClock clock;
+  execute_all();
+  team_.stepped(clock.seconds(), clock.lost());
+}
+
+void Plan::execute_all() {
   using clock = std::chrono::steady_clock;
   for (size_t i = 0; i < nodes_.size(); ++i) {
     if (!profiling_) {

@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "pool.h"
+#include "team.h"
 
 namespace octavo {
 
@@ -152,6 +153,9 @@ class Plan {
   int cache_layer(CacheSpec spec);
   void add(Node node);
   void allocate_cache(int64_t blocks);
+  // How many of the pool's threads a step may use that only decodes, and one that reads prompts; at first all.
+  void set_threads(int decode, int prefill);
+  int decode_threads() const { return team_.usual(); }
   // Runs every node; the logits stand in the last node's output. Throws std::invalid_argument on arrays that
   // do not fit the limits, before anything is computed.
   void run(const BatchArrays& batch);
@@ -190,6 +194,7 @@ class Plan {
   void check(const BatchArrays& batch) const;
   void prepare(const BatchArrays& batch);
   void execute(const Node& node);
+  void execute_all();
   void embedding(const Node& node);
   void linear(const Node& node);
   void logits_linear(const LinearArgs& args);
@@ -207,6 +212,8 @@ class Plan {
   void over_rows(int64_t rows, int64_t cost, F f);
 
   std::shared_ptr<Pool> pool_;
+  Team team_;
+  int prefill_threads_;
   const Kernels* kernels_;
   PlanLimits limits_;
   Rounding rounding_;

@@ -24,7 +24,8 @@ inline void relax() {
 // How long a worker spins for the next op before it sleeps: longer than the gaps inside a step, shorter than
 // anything that shows up as idle CPU.
 constexpr auto kSpin = std::chrono::microseconds(150);
-constexpr int kSpinsBeforeYield = 2000;
+// How long the caller spins for the last task of an op before it sleeps.
+constexpr auto kTailSpin = std::chrono::microseconds(50);
 constexpr uint64_t kClosed = 0x7fffffff;  // a task number that no job has
 
 void pin(int cpu) {
@@ -41,9 +42,11 @@ void pin(int cpu) {
 }  // namespace
 
 Pool::Pool(int threads, std::vector<int> cpus) {
+  for (int worker = 1; worker < threads; ++worker) seats_.push_back(std::make_unique<Seat>());
+  set_team(size());
   for (int worker = 1; worker < threads; ++worker) {
     const int cpu = static_cast<size_t>(worker) < cpus.size() ? cpus[worker] : -1;
-    workers_.emplace_back([this, worker, cpu] {
+    seats_[static_cast<size_t>(worker - 1)]->thread = std::thread([this, worker, cpu] {
       if (cpu >= 0) pin(cpu);
       work(worker);
     });
@@ -51,12 +54,25 @@ Pool::Pool(int threads, std::vector<int> cpus) {
 }
 
 Pool::~Pool() {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
-  for (auto& worker : workers_) worker.join();
+  stop_ = true;
+  for (auto& seat : seats_) seat->rouse();
+  for (auto& seat : seats_) seat->thread.join();
+}
+
+// `asleep` is set before `ready` is asked, and what makes it ready is set before `asleep` is read (all in one total
+// order): either the sleeper sees that it is ready, or the other side sees that it sleeps.
+template <class Ready>
+void Pool::Seat::sleep(Ready ready) {
+  std::unique_lock<std::mutex> lock(mutex);
+  asleep.store(true, std::memory_order_seq_cst);
+  wake.wait(lock, ready);
+  asleep.store(false, std::memory_order_relaxed);
+}
+
+void Pool::Seat::rouse() {
+  if (!asleep.load(std::memory_order_seq_cst)) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  wake.notify_one();
 }
 
 void Pool::drain(uint64_t epoch, int worker) {
@@ -64,10 +80,11 @@ void Pool::drain(uint64_t epoch, int worker) {
   while (seen >> 32 == epoch) {
     const int task = static_cast<int>(seen & 0xffffffffu);
     const TaskRef* fn = fn_.load(std::memory_order_acquire);
-    if (task >= tasks_.load(std::memory_order_acquire)) return;
+    const int tasks = tasks_.load(std::memory_order_acquire);
+    if (task >= tasks) return;
     if (!next_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
     (*fn)(task, worker);
-    done_.fetch_add(1, std::memory_order_release);
+    if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == tasks && worker > 0) caller_seat_.rouse();
     seen = next_.load(std::memory_order_acquire);
   }
 }
@@ -82,29 +99,36 @@ void Pool::publish(int tasks, TaskRef fn) {
   tasks_.store(tasks, std::memory_order_release);
   done_.store(0, std::memory_order_relaxed);
   next_.store((epoch & 0xffffffffu) << 32, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
-  }
+  const int others = std::min(team(), tasks) - 1;
+  for (int i = 0; i < others; ++i) seats_[static_cast<size_t>(i)]->rouse();
   drain(epoch & 0xffffffffu, 0);
-  for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins) {
-    if (spins < kSpinsBeforeYield) relax();
-    else std::this_thread::yield();
-  }
+  finish(tasks);
+}
+
+// Waits for tasks that others still hold. One that takes long has lost its core, maybe to another process: asleep,
+// the caller leaves its own core for it.
+void Pool::finish(int tasks) {
+  const auto done = [&] { return done_.load(std::memory_order_seq_cst) >= tasks; };
+  if (done()) return;
+  const auto deadline = std::chrono::steady_clock::now() + kTailSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  caller_seat_.sleep(done);
 }
 
 void Pool::work(int worker) {
   uint64_t last = 0;
-  const auto fresh = [&] { return next_.load(std::memory_order_seq_cst) >> 32 != last; };
+  const auto fresh = [&] { return next_.load(std::memory_order_seq_cst) >> 32 != last && worker < team(); };
   while (!stop_) {
     const auto deadline = std::chrono::steady_clock::now() + kSpin;
     while (!fresh() && std::chrono::steady_clock::now() < deadline)
       for (int i = 0; i < 32 && !fresh(); ++i) relax();
     if (!fresh()) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      wake_.wait(lock, [&] { return stop_ || fresh(); });
-      sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+      seats_[static_cast<size_t>(worker - 1)]->sleep([&] { return stop_ || fresh(); });
       if (stop_) return;
     }
     last = next_.load(std::memory_order_acquire) >> 32;

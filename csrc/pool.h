@@ -1,6 +1,7 @@
 // The thread pool: persistent workers, dynamic chunks, bounded spin, then sleep.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -38,12 +39,15 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return static_cast<int>(seats_.size()) + 1; }
+  // How many of its threads the next run() uses, 1 .. size(). The others sleep.
+  int team() const { return team_.load(std::memory_order_relaxed); }
+  void set_team(int threads) { team_.store(std::clamp(threads, 1, size()), std::memory_order_relaxed); }
 
   // Calls fn(task, worker) for task = 0 .. tasks-1, worker in 0 .. size()-1 (0 is the caller).
   template <class F>
   void run(int tasks, F&& fn) {
-    if (tasks <= 1 || workers_.empty()) {
+    if (tasks <= 1 || team() == 1) {
       for (int task = 0; task < tasks; ++task) fn(task, 0);
       return;
     }
@@ -51,7 +55,19 @@ class Pool {
   }
 
  private:
+  // Where a worker sleeps, each by itself: an op wakes no more of them than it has work for.
+  struct Seat {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::atomic<bool> asleep{false};
+    std::thread thread;
+    template <class Ready>
+    void sleep(Ready ready);
+    void rouse();
+  };
+
   void publish(int tasks, TaskRef fn);
+  void finish(int tasks);
   void work(int worker);
   void drain(uint64_t epoch, int worker);
 
@@ -62,12 +78,11 @@ class Pool {
   std::atomic<int> tasks_{0};
   std::atomic<const TaskRef*> fn_{nullptr};
   alignas(64) std::atomic<int> done_{0};
-  alignas(64) std::atomic<int> sleepers_{0};
+  alignas(64) std::atomic<int> team_{1};
   std::atomic<bool> stop_{false};
   std::mutex caller_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::vector<std::thread> workers_;
+  Seat caller_seat_;
+  std::vector<std::unique_ptr<Seat>> seats_;  // worker i sits at i - 1
 };
 
 }  // namespace octavo

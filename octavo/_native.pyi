@@ -28,6 +28,20 @@ class Pool:
     @property
     def size(self) -> int: ...
 
+class Team:
+    """How many threads a decode step takes: fewer than `most` while a busy neighbour makes that faster."""
+
+    def __init__(self, most: int) -> None: ...
+    def threads(self, tokens: int) -> int:
+        """For the next step, of that many tokens."""
+
+    def stepped(self, seconds: float, lost: float) -> None:
+        """That step's time, and how much of it the calling thread did not compute."""
+
+    @property
+    def usual(self) -> int:
+        """Threads of a step that is no trial."""
+
 class Arena:
     """Where weights stand one behind the other; lives as long as any of them."""
 
@@ -122,6 +136,13 @@ class Plan:
         """Append one op; see octavo/ops/native.py for the numbers."""
 
     def allocate_cache(self, blocks: int) -> None: ...
+    def set_threads(self, decode: int, prefill: int) -> None:
+        """Threads of the pool for steps that only decode, and for those that read prompts."""
+
+    @property
+    def decode_threads(self) -> int:
+        """What decode steps take now: at most what they may, fewer while the cores are busy."""
+
     def run(
         self,
         token_ids: NDArray[np.int32],
