@@ -303,6 +303,7 @@ def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget) -> int
 def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Runnable:
     """Read the weights; `check` is called between tensors and raises when going on is no use."""
     threads = config.threads or machine.cpu_count()
+    decode, prefill = config.decode_threads or threads, config.prefill_threads or threads
     with _Progress(plan.checkpoint, quiet=config.quiet) as on_bytes:
 
         def progress(read_bytes: int) -> None:
@@ -321,11 +322,11 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
             plan.precision,
             plan.limits,
             config.backend,
-            threads=threads,
+            threads=(decode, prefill),
             packed=_packed(config, plan),
         )
     log.info(
-        "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %d threads",
+        "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %s threads",
         config.model or "The bundled pocket model",
         plan.arch.architecture,
         plan.arch.layers,
@@ -334,7 +335,7 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
         f" rounded to {config.quantization}" if plan.roundings else "",
         config.backend,
         f" ({isa})" if (isa := getattr(model, "isa", None)) else "",
-        threads,
+        decode if decode == prefill else f"{decode} and for prompts {prefill}",
     )
     return model
 

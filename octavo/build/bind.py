@@ -23,15 +23,16 @@ def bind(
     limits: Limits,
     backend: str = "native",
     *,
-    threads: int = 1,
+    threads: int | tuple[int, int] = 1,
     cpus: Sequence[int] = (),
     isa: str | None = None,
     packed: PackedFile | None = None,
 ) -> Runnable:
     """Consume `tensors` one by one and return the bound model.
 
-    `threads`, `cpus` (to pin to; empty: wherever the system puts them), `isa` and `packed` (where packed
-    weights are kept; `tensors` is not touched when they are there) concern the native backend alone.
+    `threads` (a pair: decode's and prefill's), `cpus` (to pin to; empty: wherever the system puts them),
+    `isa` and `packed` (where packed weights are kept; `tensors` is not touched when they are there) concern
+    the native backend alone.
     ConfigError for an unknown backend or an instruction set that this machine has not.
     """
     if backend == "native":

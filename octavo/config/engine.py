@@ -40,6 +40,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "auto"
     num_blocks_override: int | None = None
     threads: int | None = None
+    """Of every step; None: what machine.cpu_count() says."""
+    decode_threads: int | None = None
+    prefill_threads: int | None = None
+    """Of steps that only decode, and of those that read prompts; None: as many as `threads`."""
     seed: int = 0
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"

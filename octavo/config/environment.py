@@ -24,6 +24,7 @@ log = logger(__name__)
 GIB = 1 << 30
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _MAX_CPU = 1 << 16
+_MAX_THREADS = 1024
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_space_bytes: int | None = None
     threads_bind: str = "auto"
     threads: int | None = None
+    decode_threads: int | None = None
+    prefill_threads: int | None = None
     reserved_cpus: int = 0
     api_key: str | None = None
     use_modelscope: bool = False
@@ -112,7 +115,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 def _omp_threads(text: str) -> int:
     """OpenMP allows one number per nesting level, "4,2"; the outermost is meant."""
-    return _whole(1, _MAX_CPU)(text.split(",")[0].strip())
+    return _whole(1, _MAX_THREADS)(text.split(",")[0].strip())
 
 
 def _reserved(text: str) -> int:
@@ -147,6 +150,18 @@ VARIABLES: tuple[Variable, ...] = (
         "Cores to compute on: auto, nobind, all, 0-15, 0,2,4, or one list per rank, 0-7|8-15.",
     ),
     Variable("threads", ("OCTAVO_NUM_THREADS", "OMP_NUM_THREADS"), _omp_threads, "Computing threads."),
+    Variable(
+        "decode_threads",
+        ("OCTAVO_DECODE_THREADS",),
+        _whole(1, _MAX_THREADS),
+        "Of them, those of steps that only decode.",
+    ),
+    Variable(
+        "prefill_threads",
+        ("OCTAVO_PREFILL_THREADS",),
+        _whole(1, _MAX_THREADS),
+        "Of them, those of steps that read prompts.",
+    ),
     Variable("reserved_cpus", _names("CPU_NUM_OF_RESERVED_CPU"), _reserved, "Cores left to others."),
     Variable("api_key", _names("API_KEY"), str, "The key that clients must send."),
     Variable("use_modelscope", _names("USE_MODELSCOPE"), _flag, "Download from ModelScope by id."),

@@ -22,6 +22,8 @@ from octavo.log import logger
 
 log = logger(__name__)
 
+_THREADS = ("threads", "decode_threads", "prefill_threads")
+
 
 def engine_config(settings: Settings, environ: Mapping[str, str] | None = None) -> EngineConfig:
     """The configuration that `settings` and the environment ask for; flags win over variables.
@@ -54,16 +56,20 @@ def _threads(fields: dict[str, Any], environment: Environment) -> None:
     binding = parse_binding(environment.threads_bind, machine.affinity())
     cpus = binding.ranks[0] if binding.mode == "cpus" else frozenset[int]()
     _bind(cpus)
+    for name in _THREADS[1:]:
+        if (said := getattr(environment, name)) is not None:
+            fields.setdefault(name, min(said, machine.cpu_count()))
     if "threads" not in fields:
         if environment.threads is not None:
-            fields["threads"] = min(environment.threads, max(1, machine.cpu_count()))
+            fields["threads"] = min(environment.threads, machine.cpu_count())
         elif cpus:
             fields["threads"] = len(cpus)
         elif environment.reserved_cpus:
             fields["threads"] = max(1, machine.cpu_count() - environment.reserved_cpus)
-    if cpus and fields["threads"] < len(cpus):
-        fastest = frozenset(machine.physical_cpus(mask=cpus)[: fields["threads"]])
-        _bind(fastest if len(fastest) == fields["threads"] else frozenset())
+    most = max((fields[name] for name in _THREADS if name in fields), default=0)
+    if cpus and most < len(cpus):
+        fastest = frozenset(machine.physical_cpus(mask=cpus)[:most])
+        _bind(fastest if len(fastest) == most else frozenset())
 
 
 def _bind(cpus: frozenset[int]) -> None:

@@ -133,15 +133,18 @@ class NativeRunnable:
         precision: Precision,
         limits: Limits,
         *,
-        threads: int,
+        threads: int | tuple[int, int],
         cpus: Sequence[int] = (),
         isa: str | None = None,
         packed: PackedFile | None = None,
     ) -> None:
-        """`packed`: where the packed weights are read from, or written to when they are not there yet."""
+        """`threads`: one number, or decode's and prefill's. `packed`: where the packed weights are read from,
+        or written to when they are not there yet.
+        """
         self.limits = limits
         self.isa = choose_isa(isa)
-        self.pool = _native.Pool(threads, list(cpus))
+        decode, prefill = threads if isinstance(threads, tuple) else (threads, threads)
+        self.pool = _native.Pool(max(decode, prefill), list(cpus))
         weights = self._weights(graph, tensors, packed)
         self.plan = _native.Plan(
             self.pool,
@@ -155,6 +158,7 @@ class NativeRunnable:
             quantized=precision.quantized,
             cache=precision.cache,
         )
+        self.plan.set_threads(decode, prefill)
         for spec in specs:
             self.plan.cache_layer(spec.kv_heads, spec.head_dim)
         Lowering(graph, self.plan, weights).run()

@@ -47,6 +47,16 @@ def test_threads_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_of("--model m", {"VLLM_CPU_NUM_OF_RESERVED_CPU": "2"}).threads == 6
 
 
+def test_decode_and_prefill_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 8)
+    environ = {"OCTAVO_NUM_THREADS": "6", "OCTAVO_DECODE_THREADS": "4", "OCTAVO_PREFILL_THREADS": "99"}
+    config = config_of("--model m", environ)
+    assert (config.threads, config.decode_threads, config.prefill_threads) == (6, 4, 8)
+    flags = config_of("--model m --decode-threads 3 --prefill-threads 16", environ)
+    assert (flags.decode_threads, flags.prefill_threads) == (3, 16)
+    assert config_of("--model m", {}).decode_threads is None
+
+
 def test_binding_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     bound: list[frozenset[int]] = []
     monkeypatch.setattr(machine, "affinity", lambda: frozenset(range(4)))

@@ -31,8 +31,8 @@ class Machine:
         while spent < seconds:
             threads = self.team.threads(tokens(steps))
             crowded = threads > self.cores - self.busy
-            # A thread beside a neighbour has its core half the time, and the others wait for its last task.
-            taken = self.work / threads * (2 if crowded else 1)
+            # A thread beside a neighbour has its core half the time at most, and the others wait for it.
+            taken = self.work / threads * (2.4 if crowded else 1)
             self.team.stepped(taken, taken / 2 if crowded else 0.0)
             spent += taken
             steps += 1
@@ -85,8 +85,8 @@ def test_steps_of_different_sizes_are_not_compared() -> None:
     assert team.usual == 2
 
 
-def runnable(threads: int) -> NativeRunnable:
-    """Two matrices large enough to be cut into tasks, over an attention-free step of LIMITS."""
+def runnable(threads: int | tuple[int, int]) -> NativeRunnable:
+    """Two matrices large enough to be cut into tasks, in a model without attention."""
     model = OpModel(3)
     x = model.input("x", model.noise(LIMITS.tokens, 200))
     up = model.param("up", model.noise(1500, 200), kind="matrix")
@@ -109,6 +109,12 @@ def test_any_number_of_the_pools_threads_gives_the_same_numbers() -> None:
             bound.plan.set_threads(decode, prefill)
             for batch, right in zip((DECODE, PROMPT), expected, strict=True):
                 assert np.array_equal(bound.forward(batch), right)
+
+
+def test_decode_and_prefill_threads_make_the_pool() -> None:
+    bound = runnable((1, 3))
+    assert (bound.pool.size, bound.plan.decode_threads) == (3, 1)
+    assert runnable((4, 2)).plan.decode_threads == 4
 
 
 def test_threads_beyond_the_pools_are_refused() -> None:
