@@ -39,8 +39,8 @@ _VOCAB = 16
 _HEAD_ROWS = 64
 """The output head never sees more rows in a step: only sampled positions need logits."""
 _PEAK_ROUNDS = 20_000
-_MULTIPLY = {"bfloat16": 1}
-"""The kind of multiply-add that a dtype's products are made of (`_native.peak_operations`); else float32."""
+_MULTIPLY = {"float32": 0, "bfloat16": 1, "int8": 2}
+"""The kind of multiply-add (`_native.peak_operations`) that products of such activations are made of."""
 _DTYPES = {"auto": "bfloat16", "half": "float16", "float": "float32"}
 
 
@@ -289,11 +289,13 @@ def limits(bench: Bench) -> dict[str, Any]:
     (case,) = bench.linear(16, 16, [1], cold_bytes=1)
     probe, model = bench.probe(case.model), case.model
     reads = [probe.seconds() for _ in range(bench.iterations)]
-    kind = _MULTIPLY.get(bench.dtype, 0)
-    peaks = [
-        _native.peak_operations(model.pool, model.isa, kind, _PEAK_ROUNDS) for _ in range(bench.iterations)
-    ]
+    peaks = [peak(model, bench.dtype) for _ in range(bench.iterations)]
     return {"read_bytes_per_s": probe.nbytes / median(reads), "peak_ops_per_s": median(peaks)}
+
+
+def peak(model: NativeRunnable, kind: str) -> float:
+    """Operations per second of the model's threads in registers, for float32, bfloat16 or int8 numbers."""
+    return _native.peak_operations(model.pool, model.isa, _MULTIPLY.get(kind, 0), _PEAK_ROUNDS)
 
 
 def text(result: dict[str, Any]) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from octavo.bench import breakdown, peers, report
+from octavo.bench import breakdown, report
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.session import Session, Step, random_asks
 from octavo.bench.stats import mean, percentile
-from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
@@ -22,7 +20,7 @@ PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 @dataclass(frozen=True)
 class Options:
-    """The subcommand's own flags; vLLM's names."""
+    """The subcommand's own flags; vLLM's names. From `against` on: see octavo.bench.against."""
 
     input_len: int = 32
     output_len: int = 128
@@ -33,62 +31,31 @@ class Options:
     num_iters: int = 10
     profile: bool = False
     against: str | None = None
-    peer_command: str | None = None
-    peer_model: str | None = None
+    figures: tuple[str, ...] = ()
+    peer_command: tuple[str, ...] = ()
+    peer_model: tuple[str, ...] = ()
     rounds: int = 5
     disable_detokenize: bool = False
     output_json: str | None = None
     dummy: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_len", "output_len", "batch_size", "n", "num_iters", "rounds"):
+        for name in ("input_len", "output_len", "batch_size", "n", "num_iters"):
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
 
 
 def run(asked: Asked) -> dict[str, Any]:
     """Load the model and measure; the figures as the JSON holds them."""
     options = Options(**asked.own)
+    if options.against is not None:
+        from octavo.bench import against
+
+        return against.run(asked)
     config = engine_config(asked, engine_defaults(options))
     from octavo import launch
 
-    if options.against is None:
-        session = Session(launch.build(config))
-        return {**_asked_for(options, config), **measure(session, options, asked.seed)}
-    with peers.peer(options.against, _work(options, config)) as (name, theirs):
-        session = Session(launch.build(config))
-        result = {**_asked_for(options, config), **measure(session, options, asked.seed)}
-        ours = partial(_turn, session, options, random.Random(asked.seed))
-        return {**result, "against": peers.compare(ours, name, theirs, options.rounds)}
-
-
-def _work(options: Options, config: EngineConfig) -> peers.Work:
-    from octavo.config import machine
-    from octavo.launch import POCKET
-
-    if options.n != 1:
-        raise ConfigError("--against compares one answer to each prompt.", hint="Leave out --n.")
-    return peers.Work(
-        model=str(config.model or POCKET),
-        dtype={"auto": "bfloat16", "half": "float16", "float": "float32"}.get(config.dtype, config.dtype),
-        random=config.load_format == "dummy",
-        batch=options.batch_size,
-        input_len=options.input_len,
-        output_len=options.output_len,
-        threads=config.threads or machine.cpu_count(),
-        command=options.peer_command,
-        peer_model=options.peer_model,
-    )
-
-
-def _turn(session: Session, options: Options, rng: random.Random) -> peers.Speeds:
-    seconds, steps = _run_batch(session, options, rng)
-    prefills = [step for step in steps if step.prompt_tokens]
-    decodes = [step for step in steps if step.decodes]
-    return peers.Speeds(
-        _rate(sum(step.prompt_tokens for step in prefills), prefills),
-        _rate(sum(step.tokens for step in decodes), decodes),
-        seconds,
-    )
+    session = Session(launch.build(config))
+    return {**_asked_for(options, config), **measure(session, options, asked.seed)}
 
 
 def engine_defaults(options: Options) -> dict[str, Any]:
@@ -164,6 +131,10 @@ def _asked_for(options: Options, config: EngineConfig) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """The report for people; its first lines are vLLM's."""
+    if "against" in result:
+        from octavo.bench import against
+
+        return against.text(result)
     lines = [f"Avg latency: {result['avg_latency']} seconds"]
     lines += [f"{p}% percentile latency: {value} seconds" for p, value in result["percentiles"].items()]
     rows = [
@@ -179,6 +150,4 @@ def text(result: dict[str, Any]) -> str:
     for kind, found in (result["profile"] or {}).items():
         if found:
             lines += ["", breakdown.profile_table(found, f"One {kind} step, op by op")]
-    if "against" in result:
-        lines += ["", peers.text(result["against"])]
     return "\n".join(lines)

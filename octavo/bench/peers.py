@@ -1,7 +1,6 @@
-"""``--against NAME``: Octavo and another engine in turns (A B A B ...), compared within each round.
+"""Other engines that are installed already, each behind one call: tokens per second of one figure.
 
-A machine's memory and clocks swing; turns a moment apart see the same weather, so the ratio holds where the
-figures do not. A peer is an engine that is installed already: nothing is downloaded or converted here.
+What an engine needs is said plainly when it is missing; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -13,69 +12,88 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from ctypes.util import find_library
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octavo.bench import report
-from octavo.bench.stats import median
 from octavo.errors import ConfigError, OctavoError
 
-PEERS = ("transformers", "llamacpp", "vllm")
-METRICS = {
-    "prefill_tokens_per_s": "prefill tok/s",
-    "decode_tokens_per_s": "decode tok/s",
-    "latency_s": "latency s",
+PEERS = {
+    "llamacpp": "llama.cpp",
+    "vllm": "vLLM",
+    "openvino": "OpenVINO GenAI",
+    "transformers": "transformers",
 }
+"""Name on the command line to the name in the report."""
+_SLOWEST_S = 600
+"""An engine that says nothing for so long is taken for dead."""
+_PAGE = 256
+"""llama.cpp rounds the context of a sequence up to a multiple of this."""
 
 
 @dataclass(frozen=True)
-class Speeds:
-    """One turn of one engine; None for what it does not say."""
+class Figure:
+    """One speed: of computing a prompt (`output` 0), or of decoding after it, total over the batch."""
 
-    prefill_tokens_per_s: float | None = None
-    decode_tokens_per_s: float | None = None
-    latency_s: float | None = None
+    prompt: int
+    batch: int
+    output: int
+
+    @property
+    def name(self) -> str:
+        """As on the command line: pp512, b8."""
+        return f"b{self.batch}" if self.output else f"pp{self.prompt}"
+
+    @staticmethod
+    def read(word: str, prompt: int, output: int) -> Figure:
+        """``pp512`` or ``b8``; decoding takes `output` tokens after prompts of `prompt`. ConfigError."""
+        kind, number = word.rstrip("0123456789"), word.lstrip("bp")
+        if kind not in ("b", "pp") or not number.isdigit() or int(number) < 1:
+            raise ConfigError(f"--figures: {word!r} is not like pp512 or b8.")
+        return Figure(int(number), 1, 0) if kind == "pp" else Figure(prompt, int(number), output)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both sides do."""
+    """What both sides run."""
 
-    model: str
-    """Folder or hub id."""
+    model: Path
+    """The folder of the checkpoint."""
     dtype: str
-    random: bool
-    """Random weights: the folder holds a configuration only."""
-    batch: int
-    input_len: int
-    output_len: int
+    bits: int
+    """Of a weight: 32, 16, 8 or 4."""
     threads: int
-    command: str | None = None
-    """The peer's executable; None: found in PATH."""
-    peer_model: str | None = None
-    """The model in the peer's own form (a GGUF file); None: the same one."""
+    vocab: int
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """Peer to its program, where it was named."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Peer to the model in its own form, where it was named."""
 
 
-Turn = Callable[[], Speeds]
+Measure = Callable[[Figure], float]
+"""Tokens per second. Raises OctavoError."""
 
 
 @contextlib.contextmanager
-def peer(name: str, work: Work) -> Iterator[tuple[str, Turn]]:
-    """(name and version, what runs one turn). ConfigError says plainly when the peer is missing."""
+def peer(name: str, work: Work) -> Iterator[tuple[str, Measure]]:
+    """(name, version and format, what measures). ConfigError says plainly when the peer is missing."""
+    from octavo.bench.forms import form
+
     if name not in PEERS:
         raise ConfigError(f"--against: there is no {name!r}.", hint=f"There are: {', '.join(PEERS)}.")
-    if name == "transformers":
-        with _transformers(work) as found:
-            yield found
-    elif name == "llamacpp":
-        command = executable(work.command or "llama-bench", "llama.cpp")
-        _check_llama(work)
-        yield "llama.cpp", lambda: _llama_turn(command, work)
-    else:
-        command = executable(work.command or "vllm", "vLLM")
-        yield "vLLM", lambda: _vllm_turn(command, work)
+    if name == "llamacpp":
+        command = _llama_bench(work.commands.get(name))
+        model, kind = form(name, work)
+        yield f"llama.cpp {kind}".strip(), lambda figure: _llama(command, str(model), work.threads, figure)
+        return
+    python = _python(name, work.commands.get(name))
+    model, kind = form(name, work)
+    asked = {"engine": name, "model": str(model), "dtype": work.dtype, "threads": work.threads}
+    with _worker(name, python, {**asked, "vocab": work.vocab}) as (version, measure):
+        yield f"{PEERS[name]} {version} {kind}".strip(), measure
 
 
 def executable(name: str, title: str) -> str:
@@ -89,32 +107,37 @@ def executable(name: str, title: str) -> str:
     return found
 
 
-# ---- transformers ---------------------------------------------------------------------------------------
+# ---- engines that stay loaded in a Python process of their own --------------------------------------------
+
+
+def _python(name: str, command: str | None) -> str:
+    """The Python that has the engine: the one that was named, vLLM's beside its command, or this one."""
+    if name == "vllm" and (command or shutil.which("vllm")) and Path(command or "vllm").name == "vllm":
+        return str(Path(executable(command or "vllm", "vLLM")).with_name("python"))
+    return executable(command or sys.executable, PEERS[name])
 
 
 @contextlib.contextmanager
-def _transformers(work: Work) -> Iterator[tuple[str, Turn]]:
-    """A Python process that keeps the model loaded; it has no thread awake while it is not its turn."""
-    command = executable(work.command or sys.executable, "Python")
-    script = Path(__file__).with_name("peer_transformers.py")
+def _worker(name: str, python: str, asked: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
+    """(version, what measures); no thread of the process is awake while it is not its turn."""
+    script = Path(__file__).with_name("peer_worker.py")
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [command, str(script), json.dumps(asdict(work))],
+            [python, str(script), json.dumps(asked)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(work.threads)},
+            env=environment(name, python, asked["threads"]),
         )
         try:
             hello = _line(process)
             if hello is None:
-                log.seek(0)
                 raise ConfigError(
-                    f"transformers is not here, or does not run the model ({_last_line(log.read())}).",
-                    hint=f"Name a Python that has torch and transformers with --peer-command, not {command}.",
+                    f"{PEERS[name]} is not here, or does not run the model ({_last_line(_read(log))}).",
+                    hint=f"Name a Python that has it with --peer-command, not {python}.",
                 )
-            yield f"transformers {hello['version']}", lambda: _transformers_turn(process, work)
+            yield hello["version"], lambda figure: _turn(name, process, log, figure)
         finally:
             process.kill()
             process.wait()
@@ -124,14 +147,53 @@ def _transformers(work: Work) -> Iterator[tuple[str, Turn]]:
                         stream.close()
 
 
+def environment(name: str, python: str, threads: int) -> dict[str, str]:
+    """What the engine needs to run at its best; what is set already stays.
+
+    vLLM takes all cores only when it is bound to them and OpenMP and the allocator are loaded before it.
+    """
+    found = {"OMP_NUM_THREADS": str(threads)}
+    if name == "transformers":
+        found["OMP_WAIT_POLICY"] = "passive"
+    if name == "vllm":
+        cores = (
+            sorted(os.sched_getaffinity(0))[:threads] if hasattr(os, "sched_getaffinity") else range(threads)
+        )
+        found |= {
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "LD_PRELOAD": " ".join(preloads(Path(python).parent.parent / "lib")),
+        }
+    return {**found, **os.environ}
+
+
+def preloads(folder: Path) -> list[str]:
+    """Intel's OpenMP of an environment whose libraries are in `folder`, and tcmalloc, where they are."""
+    openmp = folder / "libiomp5.so"
+    tcmalloc = find_library("tcmalloc_minimal")
+    return [*([str(openmp)] if openmp.exists() else []), *([tcmalloc] if tcmalloc else [])]
+
+
 def _line(process: subprocess.Popen[str]) -> dict[str, Any] | None:
-    """The next message of the process; None when it has ended."""
+    """The next message of the process; None when it has ended or says nothing for too long."""
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("{"):
-            message: dict[str, Any] = json.loads(line)
-            return message
-    return None
+    timer = threading.Timer(_SLOWEST_S, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            if line.startswith("{"):
+                message: dict[str, Any] = json.loads(line)
+                return message
+        return None
+    finally:
+        timer.cancel()
+
+
+def _read(log: Any) -> bytes:
+    log.seek(0)
+    said: bytes = log.read()
+    return said
 
 
 def _last_line(said: bytes) -> str:
@@ -139,95 +201,54 @@ def _last_line(said: bytes) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
-def _transformers_turn(process: subprocess.Popen[str], work: Work) -> Speeds:
+def _turn(name: str, process: subprocess.Popen[str], log: Any, figure: Figure) -> float:
     assert process.stdin is not None
+    asked = {"prompt": figure.prompt, "batch": figure.batch, "output": figure.output}
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write("\n")
+        process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
     found = _line(process)
     if found is None:
-        raise OctavoError("transformers ended in the middle of the comparison.")
-    tokens = work.batch * (work.output_len - 1)
-    return Speeds(
-        work.batch * work.input_len / found["prefill_s"],
-        tokens / found["decode_s"] if tokens else None,
-        found["prefill_s"] + found["decode_s"],
+        raise OctavoError(f"{PEERS[name]} ended in the middle of {figure.name} ({_last_line(_read(log))}).")
+    return float(found["tokens_per_s"])
+
+
+# ---- llama.cpp ------------------------------------------------------------------------------------------
+
+
+def _llama_bench(command: str | None) -> str:
+    """llama-bench: named by itself or by its folder, or in PATH."""
+    folder = command is not None and Path(command).expanduser().is_dir()
+    return executable(
+        str(Path(command or "") / "llama-bench") if folder or not command else command, "llama.cpp"
     )
 
 
-# ---- llama.cpp and vLLM ---------------------------------------------------------------------------------
-
-
-def _check_llama(work: Work) -> None:
-    if work.peer_model is None:
-        raise ConfigError(
-            "llama.cpp reads GGUF files only.", hint="Name one of the same model with --peer-model."
-        )
-    if work.batch != 1:
-        raise ConfigError(f"llama-bench runs one sequence, and --batch-size is {work.batch}.", hint="Give 1.")
-
-
-def _llama_turn(command: str, work: Work) -> Speeds:
-    """llama-bench: prompt processing and text generation of one sequence, each by itself."""
-    words = ["-m", str(work.peer_model), "-p", str(work.input_len), "-n", str(work.output_len)]
-    said = _output([command, *words, "-t", str(work.threads), "-r", "1", "-o", "json"])
-    rows = json.loads(said)
-    speeds = {bool(row["n_gen"]): float(row["avg_ts"]) for row in rows}
-    return Speeds(speeds.get(False), speeds.get(True))
-
-
-def _vllm_turn(command: str, work: Work) -> Speeds:
-    """One ``vllm bench latency`` process: the latency of a batch after its own warm-up."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "latency.json"
-        words = ["bench", "latency", "--model", work.peer_model or work.model, "--dtype", work.dtype]
-        words += ["--input-len", str(work.input_len), "--output-len", str(work.output_len)]
-        words += ["--batch-size", str(work.batch), "--num-iters-warmup", "1", "--num-iters", "2"]
-        words += ["--load-format", "dummy"] if work.random else []
-        _output([command, *words, "--output-json", str(out)])
-        return Speeds(latency_s=float(json.loads(out.read_text())["avg_latency"]))
+def _llama(command: str, model: str, threads: int, figure: Figure) -> float:
+    """One process a turn. llama-bench for one sequence, llama-batched-bench (beside it) for several."""
+    words = ["-m", model, "-t", str(threads)]
+    if figure.batch == 1:
+        pair = ("0", str(figure.output)) if figure.output else (str(figure.prompt), "0")
+        words += ["-p", pair[0], "-n", pair[1], "-r", "1", "-o", "json"]
+        words += ["-d", str(figure.prompt)] if figure.output else []
+        return float(json.loads(_output([command, *words]))[0]["avg_ts"])
+    beside = executable(str(Path(command).with_name("llama-batched-bench")), "llama.cpp")
+    context = -(-(figure.prompt + figure.output + 1) // _PAGE) * _PAGE * figure.batch
+    # -pps: the prompt is computed once and copied to every sequence; decoding is the same.
+    words += ["-npp", str(figure.prompt), "-ntg", str(figure.output), "-npl", str(figure.batch), "-pps"]
+    said = _output([beside, *words, "-c", str(context), "--output-format", "jsonl"])
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    if not rows:
+        raise OctavoError(f"{beside} gave no figure for {figure.name}.")
+    return float(rows[-1]["speed_tg"])
 
 
 def _output(words: Sequence[str]) -> str:
-    done = subprocess.run(words, capture_output=True, text=True)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SLOWEST_S)
+    except subprocess.TimeoutExpired:
+        raise OctavoError(f"{words[0]} did not end within {_SLOWEST_S} s.") from None
     if done.returncode:
         said = _last_line((done.stderr or done.stdout).encode())
         raise OctavoError(f"{words[0]} ended with exit code {done.returncode}: {said}")
     return done.stdout
-
-
-# ---- the comparison -------------------------------------------------------------------------------------
-
-
-def compare(ours: Turn, name: str, theirs: Turn, rounds: int) -> dict[str, Any]:
-    """`rounds` rounds, after one that does not count; ratios above 1 mean that Octavo is faster."""
-    ours()
-    theirs()
-    taken = [{"octavo": asdict(ours()), "peer": asdict(theirs())} for _ in range(rounds)]
-    ratios: dict[str, Any] = {}
-    for metric in METRICS:
-        pairs = [(one["octavo"][metric], one["peer"][metric]) for one in taken]
-        found = [_ratio(metric, own, other) for own, other in pairs if own and other]
-        if found:
-            ratios[metric] = {"median": median(found), "min": min(found), "max": max(found)}
-    return {"peer": name, "rounds": taken, "ratio": ratios}
-
-
-def _ratio(metric: str, own: float, other: float) -> float:
-    return other / own if metric == "latency_s" else own / other
-
-
-def text(found: Mapping[str, Any]) -> str:
-    """The comparison for people."""
-    rows = []
-    for metric, ratio in found["ratio"].items():
-        own, other = (
-            median([one[side][metric] for one in found["rounds"] if one[side][metric]])
-            for side in ("octavo", "peer")
-        )
-        spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
-        rows.append(
-            (METRICS[metric], report.number(own), report.number(other), f"{ratio['median']:.2f}x", spread)
-        )
-    head = (f"{len(found['rounds'])} rounds in turns", "octavo", found["peer"], "octavo is", "spread")
-    return report.table(head, rows)

@@ -84,13 +84,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def shape(name: str) -> dict[str, Any]:
+    """The config.json of a shape; ConfigError when there is none of this name."""
+    found = SHAPES.get(name.lower())
+    if found is None:
+        raise ConfigError(f"--dummy: there is no shape {name!r}.", hint=f"There are: {', '.join(SHAPES)}.")
+    return found
+
+
 def write_shape(folder: Path, name: str) -> None:
     """config.json and tokenizer.json of a dummy; ConfigError when there is no such shape."""
-    shape = SHAPES.get(name.lower())
-    if shape is None:
-        raise ConfigError(f"--dummy: there is no shape {name!r}.", hint=f"There are: {', '.join(SHAPES)}.")
-    (folder / "config.json").write_text(json.dumps(shape, indent=2))
-    vocab = {f"w{index}": index for index in range(shape["vocab_size"])}
+    config = shape(name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    vocab = {f"w{index}": index for index in range(config["vocab_size"])}
     tokenizer: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
