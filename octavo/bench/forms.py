@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -54,10 +53,10 @@ def _kept(work: Work, kind: str) -> Path:
 
 
 def _gguf(work: Work, kind: str) -> Path:
-    gguf = importlib.import_module("octavo.convert.gguf")
+    from octavo.convert.gguf import convert
 
     def write(folder: Path) -> None:
-        gguf.convert(work.model, folder / "model.gguf", kind)
+        convert(work.model, folder / "model.gguf", kind)
 
     return whole_folder(_kept(work, kind), write) / "model.gguf"
 
