@@ -252,6 +252,8 @@ NB_MODULE(_native, m) {
   m.def("peak_operations", &peak_operations, "pool"_a, "isa"_a, "kind"_a, "rounds"_a,
         "Multiply-adds a second (two operations each): kind 0 float32, 1 bf16, 2 int8.");
 
+  m.def("trim_memory", &trim_memory, nb::call_guard<nb::gil_scoped_release>());
+
   nb::class_<Pool>(m, "Pool")
       .def(nb::init<int, std::vector<int>>(), "threads"_a, "cpus"_a = std::vector<int>{})
       .def_prop_ro("size", &Pool::size);

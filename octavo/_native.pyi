@@ -21,6 +21,9 @@ def read_seconds(pool: Pool, isa: str, bytes: int) -> float:
 def peak_operations(pool: Pool, isa: str, kind: int, rounds: int) -> float:
     """Operations a second (a multiply-add is two) of all threads: kind 0 float32, 1 bf16, 2 int8."""
 
+def trim_memory() -> None:
+    """What the C library's allocator holds unused goes back to the system (glibc; else nothing happens)."""
+
 class Pool:
     """Persistent threads; `threads` counts the caller. `cpus[i]` pins worker i, empty pins none."""
 

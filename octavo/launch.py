@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from octavo import _native
 from octavo.build.bind import bind
 from octavo.build.cache import PackedCache, fingerprint
 from octavo.build.declare import declare
@@ -127,6 +128,7 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
     runner = Runner(model, plan.limits, plan.arch.vocab, sampler)
     engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan))
+    _native.trim_memory()
     log.info("%s", plan.cache.describe())
     log.info("Ready in %.1f s", time.perf_counter() - started)
     return Launched(config, plan.arch, preparer.info, preparer, engine, model, plan.cache)

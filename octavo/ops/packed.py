@@ -7,6 +7,7 @@ beside its place and renamed when it is whole, readable by its owner only.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -25,6 +26,7 @@ _MAGIC = b"OCTAVOW1"
 _HEAD = struct.Struct("<8sQ")
 _ALIGN = 64
 _MOST_HEADER = 64 << 20
+_EXIT_S = 10.0
 
 Weights = Mapping[str, _native.Weight]
 
@@ -34,6 +36,7 @@ class PackedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stop = threading.Event()
 
     def read(self, pool: _native.Pool, names: set[str]) -> dict[str, _native.Weight] | None:
         """The weights, when the file holds exactly `names`, undamaged; else None. Damage is removed."""
@@ -55,10 +58,19 @@ class PackedFile:
             return None
 
     def write_beside(self, weights: Weights) -> threading.Thread:
-        """Write in a thread of its own, while the model already serves. Failures are a line in the log."""
+        """Write in a thread of its own, while the model already serves. Failures are a line in the log.
+
+        A process that ends meanwhile waits some seconds for it, then for the weight that is being written.
+        """
         thread = threading.Thread(target=self._write, args=(dict(weights),), name="octavo-pack", daemon=True)
         thread.start()
+        atexit.register(self._leave, thread)
         return thread
+
+    def _leave(self, thread: threading.Thread) -> None:
+        thread.join(_EXIT_S)
+        self._stop.set()
+        thread.join()
 
     def _write(self, weights: Weights) -> None:
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
@@ -76,6 +88,7 @@ class PackedFile:
         pool, place = _native.Pool(1), 0
         entries: list[dict[str, Any]] = []
         for name, weight in weights.items():
+            self._go_on()
             entries.append(
                 {
                     "name": name,
@@ -92,8 +105,13 @@ class PackedFile:
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             file.write(_HEAD.pack(_MAGIC, len(header)) + header)
             for weight in weights.values():
+                self._go_on()
                 file.write(_native.weight_bytes(weight).data)
                 file.write(bytes(-weight.nbytes % _ALIGN))
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise OSError("the process ends")
 
 
 def _header(fd: int, size: int) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -55,6 +57,29 @@ def test_read_back_to_the_last_bit(
     assert file.parent.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr("octavo.ops.native.pack", lambda *_: pytest.fail("packed again"))
     assert answer(model, quantization) == first
+
+
+SHORT = """
+import sys
+from octavo import LLM
+from octavo.build import cache
+
+cache._SMALLEST_BYTES = cache._SPARE_BYTES = 0
+LLM(sys.argv[1], max_model_len=128, max_num_seqs=1, quiet=True)
+"""
+
+
+def test_a_process_that_ends_at_once_keeps_them_too(model: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SHORT, str(model)], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert [path.suffix for path in kept(tmp_path)] == [".octavo"]
+
+
+def test_a_process_that_will_not_wait_leaves_no_part(model: Path, tmp_path: Path) -> None:
+    lines = f"from octavo.ops import packed\npacked._EXIT_S = 0.0\n{SHORT}"
+    done = subprocess.run([sys.executable, "-c", lines, str(model)], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    assert [path for path in kept(tmp_path) if path.suffix != ".octavo"] == []
 
 
 def test_other_settings_are_other_files(model: Path, tmp_path: Path) -> None:
