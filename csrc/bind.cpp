@@ -54,6 +54,12 @@ Format format_of(const std::string& name) {
   throw std::invalid_argument("octavo: no packed format " + name);
 }
 
+CacheDtype cache_dtype_of(const std::string& name) {
+  if (name == "int8") return CacheDtype::int8;
+  if (name == "fp8_e4m3") return CacheDtype::f8;
+  return static_cast<CacheDtype>(dtype_of(name));
+}
+
 Seen seen_of(const std::string& name) {
   if (name == "float32") return Seen::f32;
   if (name == "bfloat16") return Seen::bf16;
@@ -300,7 +306,7 @@ NB_MODULE(_native, m) {
             const Kernels* kernels = select_kernels(isa.c_str());
             if (!kernels) throw std::invalid_argument("octavo: this machine cannot run the instruction set " + isa);
             new (self) Plan(std::move(pool), kernels, {tokens, sequences, logit_rows, block_size, max_blocks},
-                            {seen_of(dense), seen_of(quantized)}, dtype_of(cache));
+                            {seen_of(dense), seen_of(quantized)}, cache_dtype_of(cache));
           },
           "pool"_a, "isa"_a, "tokens"_a, "sequences"_a, "logit_rows"_a, "block_size"_a, "max_blocks"_a, "dense"_a,
           "quantized"_a, "cache"_a)

@@ -92,20 +92,34 @@ struct LinearArgs {
   QuantizedRows x_int8;  // used by quantized matrices when its codes are not null
 };
 
+// What an entry of the KV cache is. int8: codes, and for every token and head a scale (largest / 127); f8: e4m3,
+// saturated.
+enum class CacheDtype : int { f32 = 0, f16 = 1, bf16 = 2, int8 = 3, f8 = 4 };
+inline size_t size_of(CacheDtype d) { return d == CacheDtype::f32 ? 4 : d >= CacheDtype::int8 ? 1 : 2; }
+
 enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, quick_gelu };
 
 // Keys and values of one layer, bf16 in pairs that a dot product of two takes as they stand:
 //   keys [block][kv_head][head_dim][block_size], so that sixteen keys meet one query in lanes and any head size works
 //     (bf16: [block][kv_head][head_dim/2][block_size][2], an odd last dimension beside a zero);
 //   values [block][kv_head][block_size][value_stride], padded to 16 (bf16: [..][block_size/2][value_stride][2]).
+// Behind the codes of a head stand int8's scales [block_size], float32.
 struct CacheView {
   void* keys;
   void* values;
-  Dtype dtype;
+  CacheDtype dtype;
   int block_size, kv_heads, head_dim, value_stride;
-  int depth() const { return dtype == Dtype::bf16 ? (head_dim + 1) / 2 * 2 : head_dim; }
-  int64_t key_block() const { return static_cast<int64_t>(kv_heads) * depth() * block_size; }
-  int64_t value_block() const { return static_cast<int64_t>(kv_heads) * block_size * value_stride; }
+  // Bytes of one head of a block, and of a block.
+  int64_t key_codes() const { return int64_t{dtype == CacheDtype::bf16 ? (head_dim + 1) / 2 * 2 : head_dim} * row(); }
+  int64_t value_codes() const { return int64_t{value_stride} * row(); }
+  int64_t key_head() const { return key_codes() + scales(); }
+  int64_t value_head() const { return value_codes() + scales(); }
+  int64_t key_block() const { return kv_heads * key_head(); }
+  int64_t value_block() const { return kv_heads * value_head(); }
+
+ private:
+  int64_t row() const { return static_cast<int64_t>(size_of(dtype)) * block_size; }
+  int64_t scales() const { return dtype == CacheDtype::int8 ? int64_t{4} * block_size : 0; }
 };
 
 struct AttentionArgs {
@@ -114,7 +128,7 @@ struct AttentionArgs {
   int heads;
   float scale, softcap;  // softcap 0: none
   int window;            // 0: none
-  bool rounded;          // bf16 cache: query and softmax weights are rounded to bf16 too
+  bool rounded;          // query and softmax weights are rounded to bf16 too
   const float* slopes;   // [heads] ALiBi: score += slope * (key's position - query's); or null
   const float* sinks;    // [heads] scores of a key without a value; or null
   // Floats of what one row knows of one segment: weighted values, total, exponent.
@@ -173,12 +187,14 @@ struct Kernels {
 };
 
 constexpr int kAttendRows = 128;  // query rows that one pass over the keys serves
-// Floats of attend()'s queries and sums, and of all its scratch.
+constexpr int kAttendStep = 64;   // keys between two looks at the largest score
+// Floats of attend()'s queries and sums, and of all its scratch: results, and 64 keys and values that were 8 bits.
 inline size_t attend_rows_floats(int head_dim) {
   return kAttendRows * (2 * ((static_cast<size_t>(head_dim) + 15) / 16 * 16) + 17);
 }
 inline size_t attend_scratch(int head_dim) {
-  return attend_rows_floats(head_dim) + kAttendRows * ((static_cast<size_t>(head_dim) + 15) / 16 * 16 + 16);
+  const size_t width = (static_cast<size_t>(head_dim) + 15) / 16 * 16;
+  return attend_rows_floats(head_dim) + kAttendRows * (width + 16) + kAttendStep * width;
 }
 
 const Kernels* scalar_kernels();

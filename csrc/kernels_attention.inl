@@ -1,47 +1,69 @@
 // Attention over the paged cache: part of kernels.inl.
 
 // How one entry of the cache is read and written, sixteen at a time. kPairs: two neighbours (dimensions of a key,
-// keys of a dimension) share 32 bits, so that they enter a bf16 dot product as they stand.
-template <Dtype D>
+// keys of a dimension) share 32 bits, so that they enter a bf16 dot product as they stand. Entries of 8 bits are
+// exact in bf16 and become such pairs when they are read (kWide); int8 has scales besides (kScaled).
+template <CacheDtype D>
 struct Entry;
 template <>
-struct Entry<Dtype::f32> {
+struct Entry<CacheDtype::f32> {
   using type = float;
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kWide = false, kScaled = false;
   static Vec get(const float* p) { return load(p); }
   static void put(float* p, Vec x) { store(p, x); }
 };
 template <>
-struct Entry<Dtype::f16> {
+struct Entry<CacheDtype::f16> {
   using type = uint16_t;
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kWide = false, kScaled = false;
   static Vec get(const uint16_t* p) { return load_f16(p); }
   static void put(uint16_t* p, Vec x) { store_f16(p, x); }
 };
 template <>
-struct Entry<Dtype::bf16> {
+struct Entry<CacheDtype::bf16> {
   using type = uint16_t;
-  static constexpr bool kPairs = true;
+  static constexpr bool kPairs = true, kWide = false, kScaled = false;
   static Vec get(const uint16_t* p) { return load_bf16(p); }
   static void put(uint16_t* p, Vec x) { store_bf16(p, x); }
 };
+template <>
+struct Entry<CacheDtype::int8> {
+  using type = uint8_t;
+  static constexpr bool kPairs = false, kWide = true, kScaled = true;
+  static Pairs pairs(const uint8_t* even, const uint8_t* odd) { return int8_pairs(even, odd); }
+};
+template <>
+struct Entry<CacheDtype::f8> {
+  using type = uint8_t;
+  static constexpr bool kPairs = false, kWide = true, kScaled = false;
+  static Pairs pairs(const uint8_t* even, const uint8_t* odd) { return f8_pairs(even, odd); }
+};
 
-template <Dtype D>
+// Where a row's key and value begin in the cache.
+struct Slot {
+  char *key, *value;
+  int at;  // its place in the block
+};
+inline Slot slot_of(const CacheView& c, const SequenceSpan& s, int row, int kv_head) {
+  const int pos = s.first_pos + row;
+  const int64_t block = s.blocks[pos / c.block_size];
+  return {static_cast<char*>(c.keys) + block * c.key_block() + kv_head * c.key_head(),
+          static_cast<char*>(c.values) + block * c.value_block() + kv_head * c.value_head(), pos % c.block_size};
+}
+
+template <CacheDtype D>
 void write_kv_row(const AttentionArgs& a, const SequenceSpan& s, int row) {
   using T = typename Entry<D>::type;
   constexpr int unit = Entry<D>::kPairs ? 2 : 1;
   const CacheView& c = a.cache;
-  const int pos = s.first_pos + row, slot = pos % c.block_size;
-  const int64_t block = s.blocks[pos / c.block_size];
-  T* keys = static_cast<T*>(c.keys) + block * c.key_block() + static_cast<int64_t>(slot) * unit;
-  T* values = static_cast<T*>(c.values) + block * c.value_block() +
-              static_cast<int64_t>(slot / unit) * unit * c.value_stride + slot % unit;
   const int64_t key_step = static_cast<int64_t>(c.block_size) * unit;
   for (int h = 0; h < c.kv_heads; ++h) {
     const float* k = a.k.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
     const float* v = a.v.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
-    T* key = keys + static_cast<int64_t>(h) * c.depth() * c.block_size;
-    T* value = values + static_cast<int64_t>(h) * c.block_size * c.value_stride;
+    const Slot slot = slot_of(c, s, row, h);
+    T* key = reinterpret_cast<T*>(slot.key) + slot.at * unit;
+    T* value = reinterpret_cast<T*>(slot.value) + static_cast<int64_t>(slot.at / unit) * unit * c.value_stride +
+               slot.at % unit;
     each_run(c.head_dim, [&](int64_t i, int lanes) {
       T x[16];
       Entry<D>::put(x, take(k + i, lanes));
@@ -52,20 +74,62 @@ void write_kv_row(const AttentionArgs& a, const SequenceSpan& s, int row) {
   }
 }
 
+// n numbers as 8-bit codes, put(i, code); the scale that int8 codes are multiplied by (NaN when a number is none).
+template <CacheDtype D, class F>
+float write_codes(const float* x, int n, F put) {
+  if constexpr (D == CacheDtype::f8) {
+    for (int i = 0; i < n; ++i) put(i, float_to_f8(x[i]));
+    return 1.0f;
+  } else {
+    float most = 0, nothing = 0;
+    for (int i = 0; i < n; ++i) {
+      most = std::max(most, std::fabs(x[i]));
+      nothing += 0.0f * x[i];
+    }
+    const bool plain = nothing == 0;
+    const float inverse = plain && most > 0 ? 127.0f / most : 0.0f;
+    for (int i = 0; i < n; ++i)
+      put(i, plain ? static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(x[i] * inverse))) : uint8_t{0});
+    return most / 127.0f + nothing;
+  }
+}
+
+template <CacheDtype D>
+void write_kv_codes(const AttentionArgs& a, const SequenceSpan& s, int row) {
+  const CacheView& c = a.cache;
+  for (int h = 0; h < c.kv_heads; ++h) {
+    const float* k = a.k.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
+    const float* v = a.v.row(s.first_row + row) + static_cast<int64_t>(h) * c.head_dim;
+    const Slot slot = slot_of(c, s, row, h);
+    auto* key = reinterpret_cast<uint8_t*>(slot.key) + slot.at;
+    auto* value = reinterpret_cast<uint8_t*>(slot.value) + static_cast<int64_t>(slot.at) * c.value_stride;
+    const float scales[2] = {
+        write_codes<D>(k, c.head_dim, [&](int i, uint8_t x) { key[int64_t{i} * c.block_size] = x; }),
+        write_codes<D>(v, c.head_dim, [&](int i, uint8_t x) { value[i] = x; })};
+    if (!Entry<D>::kScaled) continue;
+    std::memcpy(slot.key + c.key_codes() + slot.at * 4, scales, 4);
+    std::memcpy(slot.value + c.value_codes() + slot.at * 4, scales + 1, 4);
+  }
+}
+
 void write_kv(const AttentionArgs& a, const SequenceSpan& s, int row) {
   switch (a.cache.dtype) {
-    case Dtype::f32:
-      return write_kv_row<Dtype::f32>(a, s, row);
-    case Dtype::bf16:
-      return write_kv_row<Dtype::bf16>(a, s, row);
-    case Dtype::f16:
-      return write_kv_row<Dtype::f16>(a, s, row);
+    case CacheDtype::f32:
+      return write_kv_row<CacheDtype::f32>(a, s, row);
+    case CacheDtype::bf16:
+      return write_kv_row<CacheDtype::bf16>(a, s, row);
+    case CacheDtype::f16:
+      return write_kv_row<CacheDtype::f16>(a, s, row);
+    case CacheDtype::int8:
+      return write_kv_codes<CacheDtype::int8>(a, s, row);
+    case CacheDtype::f8:
+      return write_kv_codes<CacheDtype::f8>(a, s, row);
   }
 }
 
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kNothing = -1e30f;  // the exponent of a row that has seen no key
-constexpr int kStep = 64;           // keys between two looks at the largest score
+constexpr int kStep = kAttendStep;
 constexpr int kGroups = kStep / kTile;
 
 // What a softmax knows of some keys: sum of 2^(score - exponent), of the same times the values, and the exponent,
@@ -123,23 +187,29 @@ struct Step {
   int key0;
   const T* keys[kGroups];
   const T* values[kGroups];
+  const float* key_scales[kGroups];  // where entries have such
+  const float* value_scales[kGroups];
 };
 
 // The online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022) of up to kAttendRows query rows
 // of one KV head. A row is a (token, head of the group); its arithmetic depends on its own position alone: steps
 // start at multiples of 64, segments at multiples of kSegment, and keys that a row cannot see change nothing.
-template <Dtype D, bool Dot>
+template <CacheDtype D, bool Dot>
 struct Attend {
   using E = Entry<D>;
-  using T = typename E::type;
+  using S = typename E::type;                           // as it is stored
+  using T = std::conditional_t<E::kWide, uint16_t, S>;  // as it is read
+  static constexpr bool kPairs = E::kPairs || E::kWide;
   const AttentionArgs& a;
   const SequenceSpan& s;
   const int kv_head, first, rows;  // query rows first .. first+rows-1, counted over tokens and heads of the group
   const int group, width;
-  float* const queries;    // [tile][width][kQueries], or pairs of bf16 where the products are bf16
-  float* const sums;       // [rows][width]
-  float* const lanes;      // [rows][16]: totals, lane by lane
-  float* const exponents;  // [rows]
+  const int64_t key_stride;  // from a dimension, or a pair of them, to the next
+  float* const queries;      // [tile][width][kQueries], or pairs of bf16 where the products are bf16
+  float* const sums;         // [rows][width]
+  float* const lanes;        // [rows][16]: totals, lane by lane
+  float* const exponents;    // [rows]
+  uint16_t* const wide;      // entries of 8 bits as pairs: keys [pairs of dimensions][kStep], values [kStep/2][width]
 
   Attend(const AttentionArgs& args, const SequenceSpan& span, int head, int first_row, int n, float* scratch)
       : a(args),
@@ -149,10 +219,14 @@ struct Attend {
         rows(n),
         group(a.heads / a.cache.kv_heads),
         width((a.cache.head_dim + 15) / 16 * 16),
+        key_stride(int64_t{kPairs ? 2 : 1} * (E::kWide ? kStep : a.cache.block_size)),
         queries(scratch),
         sums(queries + static_cast<int64_t>(kAttendRows) * width),
         lanes(sums + static_cast<int64_t>(kAttendRows) * width),
-        exponents(lanes + kAttendRows * 16) {}
+        exponents(lanes + kAttendRows * 16),
+        wide(reinterpret_cast<uint16_t*>(exponents + kAttendRows + int64_t{kAttendRows} * (width + 16))) {}
+
+  int pairs() const { return (a.cache.head_dim + 1) / 2; }
 
   int position(int row) const { return s.first_pos + (first + row) / group; }
   int high(int row) const { return position(row) + 1; }
@@ -171,7 +245,7 @@ struct Attend {
         else store(row_scratch + i, a.rounded ? rounded_bf16(x) : x);
       });
       float* to = queries + static_cast<int64_t>(r / kQueries) * kQueries * width + r % kQueries;
-      const int words = Dot ? a.cache.depth() / 2 : a.cache.head_dim;
+      const int words = Dot ? pairs() : a.cache.head_dim;
       for (int i = 0; i < words; ++i) std::memcpy(to + i * kQueries, row_scratch + i, 4);
     }
   }
@@ -186,22 +260,21 @@ struct Attend {
   // second cache, since the first one holds this step and the sums.
   template <int R, int W>
   void scores(const float* q, const T* const* keys, const T* const* next, Vec (*out)[W]) const {
-    const int64_t stride = static_cast<int64_t>(a.cache.block_size) * (E::kPairs ? 2 : 1);
     for (int r = 0; r < R; ++r)
       for (int w = 0; w < W; ++w) out[r][w] = zero();
-    const int units = E::kPairs ? a.cache.depth() / 2 : a.cache.head_dim;
+    const int units = kPairs ? pairs() : a.cache.head_dim;
     for (int i = 0; i < units; ++i) {
       if (next)
-        for (int w = 0; w < W; ++w) __builtin_prefetch(next[w] + i * stride, 0, 2);
+        for (int w = 0; w < W; ++w) __builtin_prefetch(next[w] + i * key_stride, 0, 2);
       if constexpr (Dot) {
         for (int w = 0; w < W; ++w) {
-          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * stride));
+          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * key_stride));
           for (int r = 0; r < R; ++r) out[r][w] = dot(k, set1(q[i * kQueries + r]), out[r][w]);
         }
-      } else if constexpr (E::kPairs) {
+      } else if constexpr (kPairs) {
         const bool both = 2 * i + 1 < a.cache.head_dim;
         for (int w = 0; w < W; ++w) {
-          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * stride));
+          const Pairs k = load_pairs(reinterpret_cast<const uint32_t*>(keys[w] + i * key_stride));
           const Vec k0 = even(k), k1 = odd(k);
           for (int r = 0; r < R; ++r) out[r][w] = fma(k0, set1(q[2 * i * kQueries + r]), out[r][w]);
           if (!both) continue;
@@ -209,7 +282,7 @@ struct Attend {
         }
       } else {
         for (int w = 0; w < W; ++w) {
-          const Vec k = E::get(keys[w] + i * stride);
+          const Vec k = E::get(keys[w] + i * key_stride);
           for (int r = 0; r < R; ++r) out[r][w] = fma(k, set1(q[i * kQueries + r]), out[r][w]);
         }
       }
@@ -217,13 +290,15 @@ struct Attend {
   }
 
   // Scores become weights (in place, and as the values' product wants them); what was summed is rescaled later.
-  void softmax(int row, int key0, int from, int to, float* score, void* weights, float* rescale) {
+  void softmax(int row, const Step<T>& step, int from, int to, float* score, void* weights, float* rescale) {
+    const int key0 = step.key0;
     Vec t[kGroups], top = set1(-std::numeric_limits<float>::infinity());
     const Vec never = top;
     const int lo = low(row) - key0, hi = high(row) - key0;
     const bool whole = lo <= from * kTile && hi >= to * kTile;
     for (int g = from; g < to; ++g) {
       t[g] = load(score + g * kTile);
+      if (E::kScaled) t[g] = t[g] * load(step.key_scales[g]);
       if (a.softcap > 0) t[g] = set1(a.softcap * kLog2e) * tanh(t[g] * set1(a.scale / a.softcap));
       else t[g] = t[g] * set1(a.scale * kLog2e);
       if (a.slopes) t[g] = fma(set1(a.slopes[head(row)] * kLog2e), from_number(key0 + g * kTile - position(row)), t[g]);
@@ -243,18 +318,23 @@ struct Attend {
     for (int g = from; g < to; ++g) {
       t[g] = exp2(t[g] - set1(exponent));
       if (!whole) t[g] = between(t[g], zero(), lo - g * kTile, hi - g * kTile);
+      if (E::kScaled) {
+        total = total + t[g];
+        t[g] = t[g] * load(step.value_scales[g]);
+        if (!whole) t[g] = between(t[g], zero(), lo - g * kTile, hi - g * kTile);
+      }
       if (!Dot && a.rounded) t[g] = rounded_bf16(t[g]);
     }
     if constexpr (Dot) {
       if ((to - from) & 1) t[to] = zero();
       for (int g = from; g < to; g += 2) {
         const Pairs pairs = bf16_pairs(t[g], t[g + 1]);
-        total = total + even(pairs) + odd(pairs);
+        if (!E::kScaled) total = total + even(pairs) + odd(pairs);
         store(static_cast<uint16_t*>(weights) + g * kTile, pairs);
       }
     } else {
       for (int g = from; g < to; ++g) {
-        total = total + t[g];
+        if (!E::kScaled) total = total + t[g];
         store(static_cast<float*>(weights) + g * kTile, t[g]);
       }
     }
@@ -265,7 +345,7 @@ struct Attend {
   template <int R, int W>
   void add_values(const T* v, const T* next, int from, int to, const float (*weights)[kStep], int first_weight,
                   Vec (*o)[W]) const {
-    constexpr int unit = E::kPairs ? 2 : 1;
+    constexpr int unit = kPairs ? 2 : 1;
     const int64_t stride = static_cast<int64_t>(a.cache.value_stride) * unit;
     const bool whole = from == 0 && to == kTile;
     for (int key = from / unit * unit; key < to; key += unit) {
@@ -273,7 +353,7 @@ struct Attend {
       if (next)
         for (int w = 0; w < W; ++w) __builtin_prefetch(next + key / unit * stride + 16 * unit * w, 0, 2);
       for (int w = 0; w < W; ++w) {
-        if constexpr (E::kPairs) {
+        if constexpr (kPairs) {
           Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(at) + 16 * w);
           // Slots outside hold other requests' old numbers: never multiplied, not even by zero.
           if (!whole) pair = only(pair, key >= from, key + 1 < to);
@@ -297,7 +377,7 @@ struct Attend {
   void accumulate(int row, int d, const Step<T>& step, const Step<T>* next, int from, int to,
                   const float (*weights)[kStep], const float* rescale) const {
     float* at = sums + static_cast<int64_t>(row) * width + d;
-    const int column = E::kPairs ? 2 * d : d;
+    const int column = kPairs ? 2 * d : d;
     Vec o[R][W];
     for (int r = 0; r < R; ++r)
       for (int w = 0; w < W; ++w) o[r][w] = load(at + r * width + 16 * w) * set1(rescale[r]);
@@ -333,7 +413,7 @@ struct Attend {
         rescale[r] = 1.0f;
         std::memset(weights[r], 0, sizeof(weights[r]));
       } else {
-        softmax(row + r, step.key0, from, to, score[r], weights[r], rescale + r);
+        softmax(row + r, step, from, to, score[r], weights[r], rescale + r);
       }
     }
     int d = 0;
@@ -349,32 +429,68 @@ struct Attend {
     }
   }
 
-  Step<T> step_at(int key0, int begin, int end) const {
+  Step<S> step_at(int key0, int begin, int end) const {
     constexpr int unit = E::kPairs ? 2 : 1;
     const CacheView& c = a.cache;
-    Step<T> step{key0, {}, {}};
+    Step<S> step{key0, {}, {}, {}, {}};
     for (int g = 0; g < kGroups; ++g) {
       const int key = std::min(std::max(key0 + g * kTile, begin / kTile * kTile), (end - 1) / kTile * kTile);
-      const int64_t block = s.blocks[key / c.block_size];
-      const int slot = key % c.block_size;
-      step.keys[g] = static_cast<const T*>(c.keys) + block * c.key_block() +
-                     static_cast<int64_t>(kv_head) * c.depth() * c.block_size + static_cast<int64_t>(slot) * unit;
-      step.values[g] = static_cast<const T*>(c.values) + block * c.value_block() +
-                       (static_cast<int64_t>(kv_head) * c.block_size + slot) * c.value_stride;
+      const Slot slot = slot_of(c, s, key - s.first_pos, kv_head);
+      step.keys[g] = reinterpret_cast<const S*>(slot.key) + slot.at * unit;
+      step.values[g] = reinterpret_cast<const S*>(slot.value) + static_cast<int64_t>(slot.at) * c.value_stride;
+      if (!E::kScaled) continue;
+      step.key_scales[g] = reinterpret_cast<const float*>(slot.key + c.key_codes()) + slot.at;
+      step.value_scales[g] = reinterpret_cast<const float*>(slot.value + c.value_codes()) + slot.at;
     }
     return step;
+  }
+
+  // A step of 8-bit entries as pairs; the groups that hold a key of [begin, end), all that is read of it.
+  Step<T> widened(const Step<S>& step, const Step<S>& next, int begin, int end) const {
+    static constexpr uint8_t kZeros[kTile] = {};
+    uint16_t* const keys = wide;
+    uint16_t* const values = wide + int64_t{2} * pairs() * kStep;
+    Step<T> out{step.key0, {}, {}, {}, {}};
+    for (int g = 0; g < kGroups; ++g) {
+      out.keys[g] = keys + 2 * g * kTile;
+      out.values[g] = values + static_cast<int64_t>(g) * kTile * width;
+      out.key_scales[g] = step.key_scales[g];
+      out.value_scales[g] = step.value_scales[g];
+      if (step.key0 + (g + 1) * kTile <= begin || step.key0 + g * kTile >= end) continue;
+      for (int i = 0; i < pairs(); ++i) {
+        const int64_t at = int64_t{2} * i * a.cache.block_size;
+        __builtin_prefetch(next.keys[g] + at, 0, 2);
+        const S* k = step.keys[g] + at;
+        store(keys + i * key_stride + 2 * g * kTile,
+              E::pairs(k, 2 * i + 1 < a.cache.head_dim ? k + a.cache.block_size : kZeros));
+      }
+      for (int key = 0; key < kTile; key += 2)
+        for (int d = 0; d < width; d += 16) {
+          const int64_t at = static_cast<int64_t>(key) * width + d;
+          __builtin_prefetch(next.values[g] + at, 0, 2);
+          const S* v = step.values[g] + at;
+          store(values + 2 * ((static_cast<int64_t>(g) * kTile + key) / 2 * width + d), E::pairs(v, v + width));
+        }
+    }
+    return out;
   }
 
   // Keys [begin, end), all of one segment, for every row.
   void segment(int begin, int end) {
     forget();
     int key0 = begin / kStep * kStep;
-    Step<T> now = step_at(key0, begin, end);
+    Step<S> now = step_at(key0, begin, end);
     for (; key0 < end; key0 += kStep) {
       const bool more = key0 + kStep < end;
-      const Step<T> next = more ? step_at(key0 + kStep, begin, end) : now;
-      for (int row = 0; row < rows; row += kQueries)
-        tile_of<kQueries>(std::min(kQueries, rows - row), row, now, more && row == 0 ? &next : nullptr);
+      const Step<S> next = more ? step_at(key0 + kStep, begin, end) : now;
+      if constexpr (E::kWide) {
+        const Step<T> step = widened(now, next, begin, end);
+        for (int row = 0; row < rows; row += kQueries)
+          tile_of<kQueries>(std::min(kQueries, rows - row), row, step, nullptr);
+      } else {
+        for (int row = 0; row < rows; row += kQueries)
+          tile_of<kQueries>(std::min(kQueries, rows - row), row, now, more && row == 0 ? &next : nullptr);
+      }
       now = next;
     }
   }
@@ -386,7 +502,7 @@ struct Attend {
   }
 };
 
-template <Dtype D, bool Dot>
+template <CacheDtype D, bool Dot>
 void attend_typed(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t, float* scratch) {
   const int group = a.heads / a.cache.kv_heads;
   const int64_t part = a.partial_floats();
@@ -413,17 +529,27 @@ void attend_typed(const AttentionArgs& a, const SequenceSpan& s, const AttendRan
   }
 }
 
+// Where bf16 products are wanted and the set has them.
+template <CacheDtype D>
+void attend_pairs(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t, float* scratch) {
+#if OCTAVO_BF16_DOT
+  if (a.rounded) return attend_typed<D, true>(a, s, t, scratch);
+#endif
+  return attend_typed<D, false>(a, s, t, scratch);
+}
+
 void attend(const AttentionArgs& a, const SequenceSpan& s, const AttendRange& t, float* scratch) {
   switch (a.cache.dtype) {
-    case Dtype::f32:
-      return attend_typed<Dtype::f32, false>(a, s, t, scratch);
-    case Dtype::bf16:
-#if OCTAVO_BF16_DOT
-      if (a.rounded) return attend_typed<Dtype::bf16, true>(a, s, t, scratch);
-#endif
-      return attend_typed<Dtype::bf16, false>(a, s, t, scratch);
-    case Dtype::f16:
-      return attend_typed<Dtype::f16, false>(a, s, t, scratch);
+    case CacheDtype::f32:
+      return attend_typed<CacheDtype::f32, false>(a, s, t, scratch);
+    case CacheDtype::f16:
+      return attend_typed<CacheDtype::f16, false>(a, s, t, scratch);
+    case CacheDtype::bf16:
+      return attend_pairs<CacheDtype::bf16>(a, s, t, scratch);
+    case CacheDtype::int8:
+      return attend_pairs<CacheDtype::int8>(a, s, t, scratch);
+    case CacheDtype::f8:
+      return attend_pairs<CacheDtype::f8>(a, s, t, scratch);
   }
 }
 

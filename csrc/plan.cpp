@@ -19,7 +19,7 @@ constexpr size_t kMostPartials = size_t{64} << 20;  // bytes
 
 }  // namespace
 
-Plan::Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, Dtype cache)
+Plan::Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, CacheDtype cache)
     : pool_(std::move(pool)),
       team_(pool_->size()),
       prefill_threads_(pool_->size()),
@@ -151,8 +151,8 @@ void Plan::allocate_cache(int64_t blocks) {
                       (layer.spec.head_dim + 15) / 16 * 16};
     layer.keys = Memory();
     layer.values = Memory();
-    layer.keys = Memory(static_cast<size_t>(blocks * v.key_block()) * size_of(cache_dtype_));
-    layer.values = Memory(static_cast<size_t>(blocks * v.value_block()) * size_of(cache_dtype_));
+    layer.keys = Memory(static_cast<size_t>(blocks * v.key_block()));
+    layer.values = Memory(static_cast<size_t>(blocks * v.value_block()));
   }
   blocks_ = blocks;
 }

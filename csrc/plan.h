@@ -146,7 +146,7 @@ constexpr int64_t kInline = 16384;  // floats below which handing out tasks cost
 
 class Plan {
  public:
-  Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, Dtype cache);
+  Plan(std::shared_ptr<Pool> pool, const Kernels* kernels, PlanLimits limits, Rounding rounding, CacheDtype cache);
 
   // Slots hold `width` floats a row for every token, or for every logit row.
   int slot(int64_t width, bool logit_rows);
@@ -217,7 +217,7 @@ class Plan {
   const Kernels* kernels_;
   PlanLimits limits_;
   Rounding rounding_;
-  Dtype cache_dtype_;
+  CacheDtype cache_dtype_;
   std::vector<Slot> slots_;
   std::vector<Layer> layers_;
   std::vector<Node> nodes_;

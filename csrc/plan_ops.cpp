@@ -139,7 +139,7 @@ void Plan::attention(const Node& n) {
                         layer.spec.kv_heads,
                         layer.spec.head_dim,
                         (layer.spec.head_dim + 15) / 16 * 16};
-  const bool rounded = rounding_.dense == Seen::bf16 && cache_dtype_ == Dtype::bf16;
+  const bool rounded = rounding_.dense == Seen::bf16 && cache_dtype_ >= CacheDtype::bf16;
   const AttentionArgs args{cache,
                            view(n.in[0]),
                            view(n.in[1]),

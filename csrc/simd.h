@@ -39,6 +39,25 @@ inline uint16_t float_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// fp8 e4m3: four bits of exponent, three of fraction, no infinity. What is too large becomes 448, the largest.
+inline uint8_t float_to_f8(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return sign | 0x7f;
+  if (bits >= 0x43e00000u) return sign | 0x7e;
+  if (bits < 0x3c800000u) return sign | static_cast<uint8_t>(std::nearbyint(std::fabs(value) * 512.0f));
+  const uint32_t rounded = bits + 0x7ffffu + ((bits >> 20) & 1u);
+  return sign | static_cast<uint8_t>((rounded - 0x3c000000u) >> 20);
+}
+constexpr uint16_t kSmallF8[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};  // k * 2^-9 as bf16
+inline uint16_t f8_to_bf16(uint8_t code) {
+  const int size = code & 0x7f;
+  const int bits = size < 8 ? kSmallF8[size] : size == 0x7f ? 0x7fc0 : (size << 4) + 0x3c00;
+  return static_cast<uint16_t>(bits | (code & 0x80) << 8);
+}
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 struct Vec {
@@ -408,6 +427,40 @@ inline Pairs bf16_pairs(Vec a, Vec b) {
   return load_pairs(bits);
 }
 inline void store(uint16_t* p, Pairs x) { std::memcpy(p, &x, sizeof(x)); }
+#endif
+
+// Sixteen codes of 8 bits beside sixteen others, as pairs of bf16: exact.
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+inline __m512i int8_as_float(const uint8_t* p) {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
+}
+inline Pairs int8_pairs(const uint8_t* x, const uint8_t* y) {
+  return {_mm512_or_si512(_mm512_srli_epi32(int8_as_float(x), 16), int8_as_float(y))};
+}
+inline Pairs f8_pairs(const uint8_t* x, const uint8_t* y) {
+  const __m512i a = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  const __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
+  const __m512i codes = _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+  const __m512i size = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+  const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)), 8);
+  const __m512i small = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kSmallF8)));
+  __m512i bits = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(0x3c00));
+  bits = _mm512_mask_permutexvar_epi16(bits, _mm512_cmplt_epi16_mask(size, _mm512_set1_epi16(8)), size, small);
+  bits = _mm512_mask_mov_epi16(bits, _mm512_cmpeq_epi16_mask(size, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
+  return {_mm512_or_si512(bits, sign)};
+}
+#else
+template <class F>
+inline Pairs pairs_of(const uint8_t* x, const uint8_t* y, F as_bf16) {
+  uint32_t bits[16];
+  for (int i = 0; i < 16; ++i) bits[i] = as_bf16(x[i]) | static_cast<uint32_t>(as_bf16(y[i])) << 16;
+  return load_pairs(bits);
+}
+inline Pairs int8_pairs(const uint8_t* x, const uint8_t* y) {
+  return pairs_of(x, y, [](uint8_t code) { return float_to_bf16(static_cast<int8_t>(code)); });
+}
+inline Pairs f8_pairs(const uint8_t* x, const uint8_t* y) { return pairs_of(x, y, f8_to_bf16); }
 #endif
 
 // The pair's first element or zero beside the second one or zero.

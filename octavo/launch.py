@@ -66,6 +66,7 @@ _DTYPES = {
     "float": "float32",
     "float32": "float32",
 }
+_KV_DTYPES = {**_DTYPES, "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "int8": "int8"}
 _PRECISIONS = {
     "float32": Precision("float32", "float32"),
     "float16": Precision("float32", "float16"),
@@ -236,12 +237,12 @@ def _precision(config: EngineConfig, dtype: str) -> Precision:
     precision = replace(_PRECISIONS[dtype], quantized=quantized)
     if config.kv_cache_dtype == "auto":
         return precision
-    if config.kv_cache_dtype not in _DTYPES:
+    if config.kv_cache_dtype not in _KV_DTYPES:
         raise ConfigError(
-            f"No KV cache dtype {config.kv_cache_dtype!r} yet.",
-            hint=f"Choose auto or one of: {', '.join(_DTYPES)}.",
+            f"No KV cache dtype {config.kv_cache_dtype!r}.",
+            hint=f"Choose auto or one of: {', '.join(_KV_DTYPES)}.",
         )
-    return replace(precision, cache=_DTYPES[config.kv_cache_dtype])
+    return replace(precision, cache=_KV_DTYPES[config.kv_cache_dtype])
 
 
 def _weight_bytes(

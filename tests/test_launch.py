@@ -99,3 +99,20 @@ def test_odd_configs_start_or_say_why(fields: dict[str, Any], words: str, tmp_pa
     with pytest.raises(OctavoError, match=words) as caught:
         build(asked)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_per_number", "scale"), [("fp8", 1, 0), ("int8", 1, 4), ("float32", 4, 0)]
+)
+def test_the_cache_takes_what_was_counted(dtype: str, bytes_per_number: int, scale: int) -> None:
+    launched = build(EngineConfig(kv_cache_dtype=dtype, num_blocks_override=32, quiet=True))
+    arch = launched.arch
+    each = -(-arch.head_dim // 16) * 16 * bytes_per_number + scale
+    assert launched.cache.bytes_per_block == 16 * 2 * arch.layers * arch.kv_heads * each
+    plan: Any = launched.model.plan  # type: ignore[attr-defined]
+    assert plan.cache_bytes == launched.cache.nbytes
+
+
+def test_an_unknown_cache_dtype_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'int3'.*fp8_e4m3, int8"):
+        build(EngineConfig(kv_cache_dtype="int3", quiet=True))

@@ -38,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_share: float = 0.5
     """Without kv_cache_memory_bytes: at most this share of the memory left after loading is cache."""
     kv_cache_dtype: str = "auto"
+    """auto (the model's), float32, float16, bfloat16, fp8 or fp8_e4m3, int8 (with scales)."""
     num_blocks_override: int | None = None
     threads: int | None = None
     """Of every step; None: what machine.cpu_count() says."""

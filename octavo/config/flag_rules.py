@@ -27,7 +27,7 @@ _FOREIGN_FORMATS = frozenset(
     ]
 )
 _DEVICES = ("auto", "cpu", "cuda", "gpu", "xpu", "hpu", "tpu", "neuron", "openvino", "mps", "rocm")
-_KV_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "int8")
 _MEMORY_SHARE = 0.5
 
 

@@ -131,7 +131,12 @@ _ENGINE = (
         "gpu-memory-utilization", "float", "rule.gpu_memory", "vLLM's name; values below 0.5 lower the share."
     ),
     Flag("block-size", "int", "engine.block_size", "Tokens in one block of the KV cache (16).", least=1),
-    Flag("kv-cache-dtype", "str", "rule.kv_cache_dtype", "Number format of the KV cache."),
+    Flag(
+        "kv-cache-dtype",
+        "str",
+        "rule.kv_cache_dtype",
+        "Number format of the KV cache: auto, float32, float16, bfloat16, fp8, fp8_e4m3 or int8.",
+    ),
     Flag(
         "num-gpu-blocks-override", "int", "engine.num_blocks_override", "Exact number of KV blocks.", least=1
     ),

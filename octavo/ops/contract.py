@@ -114,14 +114,14 @@ class Precision:
 
     activation: str = "float32"
     cache: str = "float32"
-    """KV entries: float32, float16 or bfloat16."""
+    """KV entries: float32, float16, bfloat16, fp8_e4m3 (saturated) or int8 (each head of a token scaled)."""
     quantized: str = "int8"
     """What a quantized matrix sees of its input: int8 (blocks of 32 with a scale), bfloat16, float32."""
 
     @property
     def rounds_attention(self) -> bool:
         """Whether attention multiplies bfloat16 numbers, the query and the softmax weights rounded to it."""
-        return self.activation == self.cache == "bfloat16"
+        return self.activation == "bfloat16" and self.cache in ("bfloat16", "fp8_e4m3", "int8")
 
 
 @dataclass(frozen=True)

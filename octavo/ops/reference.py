@@ -20,7 +20,7 @@ from octavo.ops.contract import (
     Rope,
 )
 from octavo.ops.layouts import FLOATS, Layout, Online, bf16_to_f32, f32_to_bf16
-from octavo.ops.rounding import round_input
+from octavo.ops.rounding import cache_codes, round_input
 
 F32 = NDArray[Any]
 """A float32 array (NumPy's types lose the width in arithmetic, so the checker is told less)."""
@@ -39,6 +39,10 @@ def settled(layout: Layout) -> Layout:
     return layout.rounded() if isinstance(layout, Online) else layout
 
 
+EIGHT_BITS = ("int8", "fp8_e4m3")
+"""Cache dtypes whose entries are codes, with a scale for each head of a token."""
+
+
 def store(values: F32, dtype: str) -> NDArray[Any]:
     """float32 values as a cache keeps them: rounded to `dtype`, bfloat16 as its bits."""
     return f32_to_bf16(values) if dtype == "bfloat16" else values.astype(FLOATS[dtype])
@@ -54,29 +58,45 @@ def _to_bf16(values: F32) -> F32:
 
 
 class PagedCache:
-    """Keys and values by layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype."""
+    """Keys and values by layer: arrays [blocks, block_size, kv_heads, head_dim] in the cache's dtype.
+
+    Codes of 8 bits are kept as float32, beside `scales` [2, blocks, block_size, kv_heads].
+    """
 
     def __init__(self, specs: Sequence[AttentionSpec], blocks: int, block_size: int, dtype: str) -> None:
         self.dtype = dtype
         self.block_size = block_size
         shapes = [(blocks, block_size, spec.kv_heads, spec.head_dim) for spec in specs]
-        self.keys = [np.zeros(shape, FLOATS[dtype]) for shape in shapes]
-        self.values = [np.zeros(shape, FLOATS[dtype]) for shape in shapes]
+        kept = FLOATS["float32" if dtype in EIGHT_BITS else dtype]
+        self.keys = [np.zeros(shape, kept) for shape in shapes]
+        self.values = [np.zeros(shape, kept) for shape in shapes]
+        self.scales = [np.ones((2, *shape[:3]), np.float32) for shape in shapes if dtype in EIGHT_BITS]
 
     def write(
         self, layer: int, table: NDArray[np.int32], positions: NDArray[np.int32], k: F32, v: F32
     ) -> None:
         """Put k, v [n, kv_heads, head_dim] where `positions` of a sequence with block table `table` live."""
         blocks, slots = table[positions // self.block_size], positions % self.block_size
+        if self.dtype in EIGHT_BITS:
+            self.keys[layer][blocks, slots], self.scales[layer][0][blocks, slots] = cache_codes(k, self.dtype)
+            self.values[layer][blocks, slots], self.scales[layer][1][blocks, slots] = cache_codes(
+                v, self.dtype
+            )
+            return
         self.keys[layer][blocks, slots] = store(k, self.dtype)
         self.values[layer][blocks, slots] = store(v, self.dtype)
 
-    def read(self, layer: int, table: NDArray[np.int32], length: int) -> tuple[F32, F32]:
-        """Keys and values [length, kv_heads, head_dim] of positions 0 .. length-1."""
+    def read(self, layer: int, table: NDArray[np.int32], length: int) -> tuple[F32, F32, F32 | None]:
+        """Keys and values [length, kv_heads, head_dim] of positions 0 .. length-1.
+
+        The third: scales of the keys and of the values [2, length, kv_heads], where the cache has such.
+        """
         positions = np.arange(length)
         blocks, slots = table[positions // self.block_size], positions % self.block_size
         keys, values = self.keys[layer][blocks, slots], self.values[layer][blocks, slots]
-        return fetch(keys, self.dtype), fetch(values, self.dtype)
+        if self.dtype in EIGHT_BITS:
+            return keys, values, self.scales[layer][:, blocks, slots] if self.dtype == "int8" else None
+        return fetch(keys, self.dtype), fetch(values, self.dtype), None
 
 
 def inverse_frequencies(rope: Rope, length: int) -> tuple[F32, float]:
@@ -224,9 +244,9 @@ class NumpyOps:
             self.cache.write(
                 spec.layer, table, positions, k[rows].reshape(heads_of), v[rows].reshape(heads_of)
             )
-            keys, values = self.cache.read(spec.layer, table, int(batch.context_lens[s]))
+            keys, values, scales = self.cache.read(spec.layer, table, int(batch.context_lens[s]))
             queries = q[rows].reshape(-1, spec.heads, spec.head_dim)
-            mixed = attend(queries, keys, values, positions, spec, self.precision, sunk)
+            mixed = attend(queries, keys, values, positions, spec, self.precision, sunk, scales)
             out[rows] = mixed.reshape(-1, q.shape[1])
         return out
 
@@ -245,16 +265,23 @@ def attend(
     spec: AttentionSpec,
     precision: Precision,
     sinks: F32 | None = None,
+    scales: F32 | None = None,
 ) -> F32:
     """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys and values [length, kv_heads, dim].
 
     Where Precision says that products are of bfloat16 numbers, the query and the weights are rounded to it;
     the weights as 2**(score - a whole number), so that they round alike wherever the largest score stands.
+    `scales` [2, length, kv_heads] belong to keys and values that are codes; a value's joins its weight
+    before that is rounded.
     """
     group = spec.heads // spec.kv_heads
     q = _to_bf16(q) if precision.rounds_attention else q
     keys, values = np.repeat(keys, group, axis=1), np.repeat(values, group, axis=1)
-    scores = np.einsum("qhd,khd->hqk", q, keys) * np.float32(spec.scale)
+    scores = np.einsum("qhd,khd->hqk", q, keys)
+    if scales is not None:
+        scales = np.repeat(scales, group, axis=2)
+        scores = scores * scales[0].T[:, None]
+    scores = scores * np.float32(spec.scale)
     if spec.softcap is not None:
         scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
     behind = positions[:, None] - np.arange(len(keys))[None, :]
@@ -269,8 +296,12 @@ def attend(
     top = powers.max(axis=-1, keepdims=True)
     top = np.ceil(top if sinks is None else np.maximum(top, sinks[:, None, None] * log2e))
     weights = np.exp2(powers - top)
-    weights = _to_bf16(weights) if precision.rounds_attention else weights
     total = weights.sum(axis=-1, keepdims=True)
+    if scales is not None:
+        weights = weights * scales[1].T[:, None]
+    if precision.rounds_attention:
+        weights = _to_bf16(weights)
+        total = weights.sum(axis=-1, keepdims=True) if scales is None else total
     if sinks is not None:
         total = total + np.exp2(sinks[:, None, None] * log2e - top)
     return np.asarray(np.einsum("hqk,khd->qhd", weights / total, values), np.float32)

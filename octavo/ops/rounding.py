@@ -77,6 +77,29 @@ def round_int8(x: F32) -> F32:
     return values
 
 
+def cache_codes(values: F32, dtype: str) -> tuple[F32, F32]:
+    """8-bit entries of the KV cache for values [..., head_dim]: their numbers, and each run's scale [...].
+
+    int8: scale = largest / 127, codes to the nearest, ties to even; a run with a number that is none has the
+    scale NaN. fp8_e4m3: see :func:`round_e4m3`, scale 1.
+    """
+    if dtype == "fp8_e4m3":
+        return round_e4m3(values), np.ones(values.shape[:-1], np.float32)
+    plain: F32 = np.asarray(np.isfinite(values).all(axis=-1))
+    most = np.where(plain, np.abs(np.where(plain[..., None], values, 0)).max(axis=-1), np.float32(0))
+    inverse = np.where(most > 0, np.float32(127) / np.where(most > 0, most, np.float32(1)), np.float32(0))
+    codes = np.rint(np.where(plain[..., None], values, 0) * inverse[..., None])
+    return codes.astype(np.float32), np.where(plain, most / np.float32(127), np.nan).astype(np.float32)
+
+
+def round_e4m3(values: F32) -> F32:
+    """To the nearest number of fp8 e4m3 (three bits of fraction, from 2^-9 on), ties to even, at most 448."""
+    size = np.minimum(np.abs(values), np.float32(448))
+    step = np.exp2(np.maximum(np.frexp(size)[1] - 1, -6) - 3).astype(np.float32)
+    rounded: F32 = np.copysign(np.rint(size / step) * step, values)
+    return rounded
+
+
 def round_matrix(values: F32, bits: int, group: int) -> Int8 | Int4Group:
     """Round [rows, cols] to 8 or 4 bits with one bfloat16 scale for each `group` columns of a row.
 

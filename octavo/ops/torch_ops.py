@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from octavo.errors import ConfigError
 from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
 from octavo.ops.layouts import Dense, Layout
-from octavo.ops.reference import Model, inverse_frequencies, settled
-from octavo.ops.rounding import round_input
+from octavo.ops.reference import EIGHT_BITS, Model, inverse_frequencies, settled
+from octavo.ops.rounding import cache_codes, round_input
 
 Tensor = Any
 """A torch.Tensor; torch is not there for the type checker."""
@@ -46,14 +46,15 @@ class TorchOps:
     """One step's ops: contract.Ops over float32 torch tensors. `weights` maps Param names to tensors.
 
     `quantized` maps the quantized ones to their layouts (how an input is rounded depends on it).
-    `cache` holds for each layer a pair (keys, values) of tensors [blocks, block_size, kv_heads, head_dim].
+    `cache` holds for each layer a pair (keys, values) of tensors [blocks, block_size, kv_heads, head_dim]; of
+    codes of 8 bits as float32 a third, their scales [2, blocks, block_size, kv_heads].
     """
 
     def __init__(
         self,
         weights: Mapping[str, Tensor],
         precision: Precision,
-        cache: Sequence[tuple[Tensor, Tensor]] | None,
+        cache: Sequence[tuple[Tensor, ...]] | None,
         batch: Batch,
         quantized: Mapping[str, Layout] | None = None,
     ) -> None:
@@ -158,14 +159,20 @@ class TorchOps:
     ) -> Tensor:
         if self.cache is None:
             raise ValueError("attention needs a cache: call allocate_cache first")
-        keys, values = self.cache[spec.layer]
+        keys, values, *scales = self.cache[spec.layer]
         batch, out = self.batch, self.torch.empty_like(q)
         for s, length in enumerate(batch.context_lens.tolist()):
             rows = slice(int(batch.seq_starts[s]), int(batch.seq_starts[s + 1]))
             slots = _slots(batch.block_tables[s], length, keys.shape[1])
             here = self._long(slots[batch.positions[rows]])
-            keys.flatten(0, 1)[here] = k[rows].unflatten(-1, keys.shape[2:]).to(keys.dtype)
-            values.flatten(0, 1)[here] = v[rows].unflatten(-1, values.shape[2:]).to(values.dtype)
+            for at, (cache, new) in enumerate(((keys, k), (values, v))):
+                entries = new[rows].unflatten(-1, cache.shape[2:])
+                if scales:
+                    entries, each = map(
+                        self.torch.from_numpy, cache_codes(entries.numpy(), self.precision.cache)
+                    )
+                    scales[0][at].flatten(0, 1)[here] = each
+                cache.flatten(0, 1)[here] = entries.to(cache.dtype)
             seen = self._long(slots)
             out[rows] = self._attend(
                 q[rows].unflatten(-1, (spec.heads, spec.head_dim)),
@@ -174,6 +181,7 @@ class TorchOps:
                 self._long(batch.positions[rows]),
                 spec,
                 None if sinks is None else self.weights[sinks.name].float(),
+                scales[0].flatten(1, 2)[:, seen] if self.precision.cache == "int8" else None,
             ).flatten(-2)
         return out
 
@@ -185,13 +193,18 @@ class TorchOps:
         positions: Tensor,
         spec: AttentionSpec,
         sinks: Tensor | None,
+        scales: Tensor | None,
     ) -> Tensor:
         """softmax(scale q k^T) v of one sequence: q [n, heads, dim], keys, values [length, kv_heads, dim]."""
         group = spec.heads // spec.kv_heads
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         if self.precision.rounds_attention:
             q = q.bfloat16().float()
-        scores = self.torch.einsum("qhd,khd->hqk", q, keys) * spec.scale
+        scores = self.torch.einsum("qhd,khd->hqk", q, keys)
+        if scales is not None:
+            scales = scales.repeat_interleave(group, dim=2)
+            scores = scores * scales[0].T[:, None]
+        scores = scores * spec.scale
         if spec.softcap is not None:
             scores = self.softcap(scores, spec.softcap)
         behind = positions[:, None] - self.torch.arange(keys.shape[0])[None, :]
@@ -206,9 +219,12 @@ class TorchOps:
             top = self.torch.maximum(top, sinks[:, None, None] * math.log2(math.e))
         top = top.ceil()
         weights = self.torch.exp2(powers - top)
+        total = weights.sum(dim=-1, keepdim=True)
+        if scales is not None:
+            weights = weights * scales[1].T[:, None]
         if self.precision.rounds_attention:
             weights = weights.bfloat16().float()
-        total = weights.sum(dim=-1, keepdim=True)
+            total = weights.sum(dim=-1, keepdim=True) if scales is None else total
         if sinks is not None:
             total = total + self.torch.exp2(sinks[:, None, None] * math.log2(math.e) - top)
         return self.torch.einsum("hqk,khd->qhd", weights / total, values)
@@ -242,15 +258,17 @@ class TorchRunnable:
         self.quantized = {name: layout for name, layout in there.items() if not isinstance(layout, Dense)}
         self.precision = precision
         self.limits = limits
-        self.cache: list[tuple[Tensor, Tensor]] | None = None
+        self.cache: list[tuple[Tensor, ...]] | None = None
 
     def allocate_cache(self, blocks: int) -> None:
         """(Re)allocate the KV cache: `blocks` blocks of Limits.block_size tokens in every layer."""
-        dtype = getattr(self.torch, self.precision.cache)
+        coded, zeros = self.precision.cache in EIGHT_BITS, self.torch.zeros
+        dtype = self.torch.float32 if coded else getattr(self.torch, self.precision.cache)
         self.cache = []
         for spec in self.model.attention_specs():
             shape = (blocks, self.limits.block_size, spec.kv_heads, spec.head_dim)
-            self.cache.append((self.torch.zeros(shape, dtype=dtype), self.torch.zeros(shape, dtype=dtype)))
+            scales = (self.torch.ones((2, *shape[:3])),) if coded else ()
+            self.cache.append((zeros(shape, dtype=dtype), zeros(shape, dtype=dtype), *scales))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [len(logit_rows), vocab]."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from octavo.errors import ConfigError, OutOfMemory
 from octavo.ops.contract import AttentionSpec
 
-CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CACHE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8_e4m3": 1, "int8": 1}
 """Bytes of one number of the cache."""
+_SCALE_BYTES = {"int8": 4}
+"""Bytes of the scale of one head's key, or value, where there is one."""
 
 _HEAD_MULTIPLE = 16
 
@@ -18,8 +20,8 @@ def bytes_per_token(specs: Sequence[AttentionSpec], dtype: str) -> int:
     """Keys and values of one position in all layers; heads are padded to 16 numbers. Raises ConfigError."""
     if dtype not in CACHE_BYTES:
         raise ConfigError(f"The KV cache dtype {dtype!r} is unknown.", hint=f"Use {', '.join(CACHE_BYTES)}.")
-    numbers = sum(2 * spec.kv_heads * _padded(spec.head_dim) for spec in specs)
-    return numbers * CACHE_BYTES[dtype]
+    number, scale = CACHE_BYTES[dtype], _SCALE_BYTES.get(dtype, 0)
+    return sum(2 * spec.kv_heads * (_padded(spec.head_dim) * number + scale) for spec in specs)
 
 
 def _padded(head_dim: int) -> int:

@@ -133,13 +133,13 @@ struct Shape {
 };
 
 // Prompt and one more token through write_kv and attend, whole and in parts that attend_join puts together.
-void attend(const Kernels* t, const Shape& s, Dtype dtype, bool rounded, bool split, int tokens, const Floats& q,
+void attend(const Kernels* t, const Shape& s, CacheDtype dtype, bool rounded, bool split, int tokens, const Floats& q,
             const Floats& k, const Floats& v, float* out) {
   const int width = (s.head_dim + 15) / 16 * 16, blocks = (tokens + s.block_size - 1) / s.block_size;
   CacheView cache{nullptr, nullptr, dtype, s.block_size, s.kv_heads, s.head_dim, width};
   // Unused slots hold NaN.
-  std::vector<char> keys(static_cast<size_t>(cache.key_block() * blocks) * size_of(dtype), '\xff');
-  std::vector<char> values(static_cast<size_t>(cache.value_block() * blocks) * size_of(dtype), '\xff');
+  std::vector<char> keys(static_cast<size_t>(cache.key_block() * blocks), '\xff');
+  std::vector<char> values(static_cast<size_t>(cache.value_block() * blocks), '\xff');
   if (s.head_dim & 1) std::fill(keys.begin(), keys.end(), '\0');  // an odd dimension's partner is zero
   cache.keys = keys.data();
   cache.values = values.data();
@@ -189,9 +189,10 @@ void attention(const Kernels* kernels) {
   for (const Shape& s : shapes)
     for (const int tokens : {1, 75, 530}) {
       if (tokens > kSegment && s.head_dim > 16) continue;  // two segments once are enough for a slow machine
-      for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+      for (const CacheDtype dtype :
+           {CacheDtype::f32, CacheDtype::f16, CacheDtype::bf16, CacheDtype::int8, CacheDtype::f8})
         for (const bool rounded : {false, true}) {
-          if (rounded && dtype != Dtype::bf16) continue;
+          if (rounded && dtype < CacheDtype::bf16) continue;
           const int64_t n = int64_t{tokens} * s.heads * s.head_dim;
           const Floats q = noise(n), k = noise(n / (s.heads / s.kv_heads)), v = noise(n / (s.heads / s.kv_heads));
           const std::string what = "attend " + std::to_string(s.head_dim) + " tokens " + std::to_string(tokens) +

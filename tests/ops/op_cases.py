@@ -339,6 +339,16 @@ CASES = (
     OpCase("attention-sinks-rounded", sinks(8, 2, 16, 1.0), PAGED, Precision("bfloat16", "bfloat16")),
     OpCase("attention-two-layers", two_layers, PAGED),
     *(OpCase(f"attention-cache-{d}", attention(4, 2, 24), PAGED, Precision(cache=d)) for d in FLOATS),
+    *(
+        OpCase(f"attention-{cache}-{name}", build, PAGED, Precision(activation, cache=cache))
+        for cache in ("int8", "fp8_e4m3")
+        for activation in ("float32", "bfloat16")
+        for name, build in (
+            (f"{activation}", attention(4, 2, 24)),
+            (f"{activation}-head5", attention(6, 3, 5, window=9)),
+            (f"{activation}-head80", sinks(7, 1, 80, 1.0, softcap=3.0)),
+        )
+    ),
     OpCase("attention-bf16-head5", attention(6, 3, 5, window=9), PAGED, Precision(cache="bfloat16")),
     OpCase("attention-rounded", attention(4, 2, 24), PAGED, Precision("bfloat16", "bfloat16")),
     OpCase("attention-rounded-head5", attention(6, 2, 5, window=9), PAGED, Precision("bfloat16", "bfloat16")),

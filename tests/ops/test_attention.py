@@ -6,6 +6,7 @@ other sequences of a step, on the number of threads, or on what stands in slots 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,21 @@ from octavo.build.bind import bind
 from octavo.layers.attention import alibi_slopes
 from octavo.ops.contract import AttentionSpec, Batch, Limits, Precision, Runnable
 from octavo.ops.reference import NumpyRunnable
+from octavo.ops.rounding import round_e4m3
 
+F32 = NDArray[Any]
 LENGTH, BLOCK = 1300, 16
 BLOCKS_EACH = -(-LENGTH // BLOCK)
 LIMITS = Limits(tokens=2 * LENGTH, sequences=3, logit_rows=2 * LENGTH, block_size=BLOCK, max_model_len=2048)
-PRECISIONS = (Precision(), Precision("bfloat16", "bfloat16"), Precision(cache="float16"))
+PRECISIONS = (
+    Precision(),
+    Precision("bfloat16", "bfloat16"),
+    Precision(cache="float16"),
+    Precision(cache="int8"),
+    Precision("bfloat16", "int8"),
+    Precision("bfloat16", "fp8_e4m3"),
+)
+NAMES = ("f32", "bf16", "f16", "int8", "int8-rounded", "fp8")
 SPECS = (
     AttentionSpec(0, heads=6, kv_heads=2, head_dim=24, scale=0.3),
     AttentionSpec(0, heads=3, kv_heads=1, head_dim=40, scale=0.3, window=700, softcap=5.0),
@@ -90,7 +101,7 @@ CUT = (
 
 @pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("spec", SPECS, ids=IDS)
-@pytest.mark.parametrize("precision", PRECISIONS, ids=("f32", "bf16", "f16"))
+@pytest.mark.parametrize("precision", PRECISIONS, ids=NAMES)
 def test_parts_do_not_show(spec: AttentionSpec, precision: Precision, isa: str) -> None:
     expected = rows(native(spec, precision, isa, threads=1), *WHOLE)
     for threads in (1, 3):
@@ -112,7 +123,7 @@ def test_long_contexts_equal_the_reference(spec: AttentionSpec, isa: str) -> Non
 
 
 @pytest.mark.parametrize("isa", _native.isas())
-@pytest.mark.parametrize("precision", PRECISIONS, ids=("f32", "bf16", "f16"))
+@pytest.mark.parametrize("precision", PRECISIONS, ids=NAMES)
 def test_numbers_left_in_a_slot_touch_nothing(precision: Precision, isa: str) -> None:
     """A block full of NaN from another sequence, taken over by one that fills a part of it."""
     spec: Any = AttentionSpec(0, heads=2, kv_heads=1, head_dim=24, scale=0.3, window=40)
@@ -130,3 +141,45 @@ def test_numbers_left_in_a_slot_touch_nothing(precision: Precision, isa: str) ->
     got = rows(runnable, *steps)
     for token, row in expected.items():
         np.testing.assert_array_equal(got[token], row)
+
+
+def rounding_bound(spec: AttentionSpec, cache: str, q: F32, k: F32, v: F32) -> float:
+    """How far a result may be from that of an unrounded cache.
+
+    A code is at most half a step away: |x| / 16 + 2^-10 for fp8 e4m3, the head's largest / 254 for int8. A
+    score is then off by at most d = scale * sum |q| |error of k|, a softmax weight by the factor e^(2d), a
+    result by the values' error plus (e^(2d) - 1) * the largest value. Query and weights are not rounded.
+    """
+
+    def error(x: F32) -> F32:
+        if cache == "int8":
+            return np.broadcast_to(np.abs(x).max(axis=-1, keepdims=True) / 254, x.shape)
+        return np.abs(x) / 16 + 2.0**-10
+
+    group = spec.heads // spec.kv_heads
+    heads = (-1, spec.kv_heads, spec.head_dim)
+    moved = np.repeat(error(k.reshape(heads)).max(axis=0), group, axis=0)
+    d = spec.scale * float((np.abs(q.reshape(-1, spec.heads, spec.head_dim)) * moved).sum(axis=-1).max())
+    return float(error(v.reshape(heads)).max()) + (math.exp(2 * d) - 1) * float(np.abs(v).max())
+
+
+@pytest.mark.parametrize("cache", ["int8", "fp8_e4m3"])
+def test_entries_of_8_bits_stay_within_their_rounding(cache: str) -> None:
+    spec = AttentionSpec(0, heads=4, kv_heads=2, head_dim=32, scale=0.02)
+    model = model_of(spec)
+    batch = step((0, 0, 200))
+    results = {
+        name: rows(native(spec, Precision(cache=name), _native.isas()[0], 2), batch)
+        for name in ("float32", cache)
+    }
+    q, k, v = (np.asarray(model.tensors[name].data[:200]) for name in "qkv")
+    worst = max(float(np.abs(results["float32"][t] - results[cache][t]).max()) for t in range(200))
+    assert 0 < worst <= rounding_bound(spec, cache, q, k, v)
+
+
+def test_fp8_is_saturated_and_rounds_to_even() -> None:
+    values = np.array(
+        [1.0625, 1.1875, 448.0, 470.0, -1e9, np.inf, 2.0**-9, 2.0**-10, 1.5 * 2.0**-9, 0.0], np.float32
+    )
+    expected = np.array([1.0, 1.25, 448.0, 448.0, -448.0, 448.0, 2.0**-9, 0.0, 2.0**-8, 0.0], np.float32)
+    np.testing.assert_array_equal(round_e4m3(values), expected)

@@ -22,7 +22,14 @@ def budget(**kw) -> CacheBudget:
 
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "expected"),
-    [(64, "bfloat16", 1024), (64, "float32", 2048), (20, "float16", 512), (16, "float32", 512)],
+    [
+        (64, "bfloat16", 1024),
+        (64, "float32", 2048),
+        (20, "float16", 512),
+        (64, "int8", 544),
+        (64, "fp8_e4m3", 512),
+        (16, "float32", 512),
+    ],
 )
 def test_bytes_per_token(head_dim, dtype, expected):
     assert bytes_per_token(layers(head_dim=head_dim), dtype) == expected
