@@ -282,6 +282,7 @@ NB_MODULE(_native, m) {
           [](std::shared_ptr<Arena> arena, nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> a) {
             return Weight::vector(std::move(arena), a.data(), static_cast<int64_t>(a.shape(0)));
           })
+      .def_prop_ro("rows", &Weight::rows)
       .def_prop_ro("nbytes", &Weight::bytes);
 
   nb::class_<RopeSpec>(m, "Rope").def(

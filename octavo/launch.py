@@ -20,7 +20,7 @@ from octavo.build.bind import bind
 from octavo.build.cache import PackedCache, fingerprint
 from octavo.build.declare import declare
 from octavo.build.load import load
-from octavo.build.quantize import quantize, roundings
+from octavo.build.quantize import quantize, roundings, with_quantization
 from octavo.build.shard import shard
 from octavo.config import machine
 from octavo.config.arch import Arch, read_arch
@@ -45,6 +45,7 @@ from octavo.pipeline.stop import EndTokens, end_tokens
 from octavo.pipeline.template import ChatTemplate, load_template
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.pipeline.vocab import read_json
+from octavo.quant.format import Format
 from octavo.quant.online import Rounding
 from octavo.runner.memory import CacheBudget, CacheShape
 from octavo.runner.runner import Runner
@@ -109,6 +110,7 @@ class _Plan:
     dtype: str
     checkpoint: Checkpoint | DummyWeights
     decoder: Decoder
+    stored: Format | None
     roundings: Mapping[str, Rounding]
     precision: Precision
     limits: Limits
@@ -166,14 +168,15 @@ def _decide(config: EngineConfig) -> _Plan:
         raise CheckpointError(
             f"There is no config.json in {folder}.", hint="Name the folder of a Hugging Face checkpoint."
         )
-    arch = read_arch(raw, config.hf_overrides)
+    arch = with_quantization(read_arch(raw, config.hf_overrides), folder, read_json)
     checkpoint: Checkpoint | DummyWeights
     dtype = _dtype(config, arch)
     if config.load_format == "dummy":
         checkpoint = DummyWeights(dtype, config.seed)
     else:
         checkpoint = open_checkpoint(folder, config.load_format)
-    decoder = shard(quantize(declare(arch, dtype)))
+    stored = quantize(arch, config.quantization)
+    decoder = shard(declare(arch, dtype))
     rounded = roundings(decoder, config.quantization)
     precision = _precision(config, dtype)
     free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded)
@@ -203,7 +206,7 @@ def _decide(config: EngineConfig) -> _Plan:
         max_model_len=max_model_len,
     )
     cache = CacheShape.fit(budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs)
-    return _Plan(folder, arch, dtype, checkpoint, decoder, rounded, precision, limits, cache)
+    return _Plan(folder, arch, dtype, checkpoint, decoder, stored, rounded, precision, limits, cache)
 
 
 def _folder(config: EngineConfig) -> Path:
@@ -321,6 +324,7 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
                 plan.dtype,
                 on_bytes=progress,
                 roundings=plan.roundings,
+                stored=plan.stored,
             ),
             plan.precision,
             plan.limits,
@@ -335,7 +339,11 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
         plan.arch.layers,
         f"{plan.arch.vocab:,}",
         plan.dtype,
-        f" rounded to {config.quantization}" if plan.roundings else "",
+        f" rounded to {config.quantization}"
+        if plan.roundings
+        else f" with {plan.stored.method} weights"
+        if plan.stored
+        else "",
         config.backend,
         f" ({isa})" if (isa := getattr(model, "isa", None)) else "",
         decode if decode == prefill else f"{decode} and for prompts {prefill}",
@@ -355,6 +363,7 @@ def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
         "config": plan.arch.config,
         "architecture": plan.arch.architecture,
         "dtype": plan.dtype,
+        "quantization": plan.arch.quantization,
         "roundings": sorted((name, repr(rounding)) for name, rounding in plan.roundings.items()),
     }
     root = Path(environment.cache_root).expanduser() if environment.cache_root else _default_cache()

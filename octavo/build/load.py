@@ -6,6 +6,7 @@ so that the peak while loading stays near one copy of the weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,9 @@ from octavo.layers.decoder import Decoder
 from octavo.models import names
 from octavo.models.names import Source
 from octavo.ops.contract import Param
+from octavo.ops.joining import join
 from octavo.ops.layouts import FLOATS, Dense, Layout, f32_to_bf16
+from octavo.quant.format import Format, Tensors
 from octavo.quant.online import Rounding
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
@@ -37,6 +40,7 @@ def load(
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
     roundings: Mapping[str, Rounding] | None = None,
+    stored: Format | None = None,
 ) -> Iterator[tuple[Param, Layout]]:
     """Every Param of `model` (named by declare) with its weights; `dtype` is the resolved --dtype.
 
@@ -44,7 +48,8 @@ def load(
     `dtype` (float32 under bfloat16 or float16) is rounded to it. The arrays may be read-only views of the
     file: pack or copy them before asking for the next item, lest their pages be read again. `on_bytes` gets
     the bytes read since it was last called. The matrices that `roundings` names come marked to be rounded
-    while they are packed, from their stored dtype.
+    while they are packed, from their stored dtype. `stored` is the format of a quantized checkpoint, whose
+    matrices come in the layouts that it decodes into.
 
     Raises CheckpointError at once for missing and left-over tensors, on the way for wrong shapes and dtypes.
     """
@@ -53,7 +58,12 @@ def load(
     if isinstance(checkpoint, DummyWeights):
         return _made(params, checkpoint, on_bytes, rounded)
     wanted = [(param, names.sources(model, param)) for param in params]
-    return stream(wanted, checkpoint, dtype, lambda name: names.may_be_unused(model, name), on_bytes, rounded)
+    unused = tuple(re.compile(pattern) for pattern in (stored.unused if stored else ()))
+
+    def may_be_unused(name: str) -> bool:
+        return names.may_be_unused(model, name) or any(pattern.search(name) for pattern in unused)
+
+    return stream(wanted, checkpoint, dtype, may_be_unused, on_bytes, rounded, stored)
 
 
 def stream(
@@ -63,13 +73,28 @@ def stream(
     may_be_unused: Callable[[str], bool],
     on_bytes: Callable[[int], None],
     roundings: Mapping[str, Rounding] | None = None,
+    stored: Format | None = None,
 ) -> Iterator[tuple[Param, Layout]]:
     """`load` for Params whose sources are known."""
     present = set(checkpoint.names())
-    found = [_Found(param, source, _find(source, present)) for param, source in wanted]
+    found = [_Found(param, source, _find(param, source, present, stored)) for param, source in wanted]
     _refuse_missing(checkpoint.folder, found)
-    _refuse_left_over(checkpoint, present - {name for item in found for name in item.names}, may_be_unused)
-    return _read(found, checkpoint, dtype, on_bytes, roundings or {})
+    _refuse_incomplete(checkpoint, found, present, stored)
+    left = present - {name for item in found for name in item.names}
+    _refuse_left_over(checkpoint, left - _idle_biases(checkpoint, left, found), may_be_unused)
+    return _read(found, checkpoint, dtype, on_bytes, roundings or {}, stored)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One part of a Param as it was found: a plain tensor, or the tensors of a quantized module `stem`."""
+
+    names: tuple[str, ...]
+    stem: str = ""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return tuple(name[len(self.stem) + 1 :] for name in self.names)
 
 
 def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[], Dense]]]:
@@ -95,23 +120,65 @@ def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[
 
 @dataclass(frozen=True)
 class _Found:
-    """A Param, where it should be, and the spelling under which each part was found (None: under none)."""
+    """A Param, where it should be, and how each part was found (None: not at all)."""
 
     param: Param
     source: Source
-    spelled: tuple[str | None, ...]
+    spelled: tuple[_Piece | None, ...]
+
+    @property
+    def pieces(self) -> list[_Piece]:
+        return [piece for piece in self.spelled if piece is not None]
 
     @property
     def names(self) -> list[str]:
-        return [name for name in self.spelled if name is not None]
+        return [name for piece in self.pieces for name in piece.names]
 
 
-def _find(source: Source, present: set[str]) -> tuple[str | None, ...]:
-    return tuple(next((name for name in spellings if name in present), None) for spellings in source.names)
+def _find(
+    param: Param, source: Source, present: set[str], stored: Format | None
+) -> tuple[_Piece | None, ...]:
+    quantized = stored if len(param.shape) == 2 else None
+    return tuple(_piece(spellings, present, quantized) for spellings in source.names)
+
+
+def _piece(spellings: tuple[str, ...], present: set[str], stored: Format | None) -> _Piece | None:
+    """The first spelling that the checkpoint has, quantized or plain."""
+    for name in spellings:
+        stem = name.removesuffix(".weight")
+        suffixes = stored.suffixes(stem, present) if stored else ()
+        if suffixes:
+            return _Piece(tuple(f"{stem}.{suffix}" for suffix in suffixes), stem)
+        if name in present:
+            return _Piece((name,))
+    return None
+
+
+def _refuse_incomplete(
+    checkpoint: Checkpoint, found: list[_Found], present: set[str], stored: Format | None
+) -> None:
+    """A quantized module has all of its tensors."""
+    for item in found:
+        for piece in item.pieces:
+            missing = [name for name in piece.names if name not in present]
+            if missing and stored:
+                there = [name for name in piece.names if name in present]
+                raise CheckpointError(
+                    f"Tensor {missing[0]} is missing from {checkpoint.folder}; expected beside "
+                    f"{', '.join(there)} of a module stored as {stored.method}.",
+                    hint="Is the download complete?",
+                )
+
+
+def _idle_biases(checkpoint: Checkpoint, left: set[str], found: list[_Found]) -> set[str]:
+    """Biases of nothing but zeros, which some quantizers give to modules that have none."""
+    stems = {piece.stem for item in found for piece in item.pieces if piece.stem}
+    biases = {name for name in left if name.endswith(".bias") and name.removesuffix(".bias") in stems}
+    return {name for name in biases if not checkpoint.get(name).data.any()}
 
 
 def _refuse_missing(folder: Path, found: list[_Found]) -> None:
-    missing = [(item, part) for item in found for part, name in enumerate(item.spelled) if name is None]
+    missing = [(item, part) for item in found for part, piece in enumerate(item.spelled) if piece is None]
     if not missing:
         return
     item, part = missing[0]
@@ -143,18 +210,38 @@ def _read(
     dtype: str,
     on_bytes: Callable[[int], None],
     roundings: Mapping[str, Rounding],
+    stored: Format | None,
 ) -> Iterator[tuple[Param, Layout]]:
     for item in found:
-        parts = [_part(item, part, name, checkpoint) for part, name in enumerate(item.names)]
-        size = sum(part.nbytes for part in parts)
+        size = sum(checkpoint.get(name).nbytes for name in item.names)
         rounding = roundings.get(item.param.name)
-        tensor = _converted(_joined(parts), item, "float32" if rounding else dtype, checkpoint)
-        del parts
-        yield item.param, rounding(tensor) if rounding else tensor
+        tensor: Layout
+        if stored and any(piece.stem for piece in item.pieces):
+            tensor = _decoded(item, checkpoint, dtype, stored)
+        else:
+            parts = [_part(item, part, piece.names[0], checkpoint) for part, piece in enumerate(item.pieces)]
+            plain = _converted(_joined(parts), item, "float32" if rounding else dtype, checkpoint)
+            del parts
+            tensor = rounding(plain) if rounding else plain
+            del plain
+        yield item.param, tensor
         del tensor
         for name in item.names:
             checkpoint.release(name)
         on_bytes(size)
+
+
+def _decoded(item: _Found, checkpoint: Checkpoint, dtype: str, stored: Format) -> Layout:
+    """A Param of which at least one part is quantized, its parts one below the other."""
+    layouts: list[Layout] = []
+    for part, piece in enumerate(item.pieces):
+        if piece.stem:
+            tensors = Tensors(piece.stem, piece.suffixes, checkpoint)
+            layouts.append(stored.read(tensors, item.source.rows[part], item.param.shape[1]))
+        else:
+            plain = _part(item, part, piece.names[0], checkpoint)
+            layouts.append(_converted(plain, item, dtype, checkpoint))
+    return join(layouts)
 
 
 def _made(

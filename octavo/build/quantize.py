@@ -1,38 +1,89 @@
-"""Pass 2, quantize: the checkpoint's format marks each Linear with the weight layout that it is stored in."""
+"""Pass 2, quantize: the format of a quantized checkpoint, and the matrices of a plain one to be rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from octavo.errors import UnsupportedModel
+import msgspec
+
+from octavo.config.arch import Arch
+from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.layers.decoder import Decoder
+from octavo.log import logger
+from octavo.quant.awq import Awq
+from octavo.quant.format import Format
+from octavo.quant.gptq import Gptq
 from octavo.quant.online import GROUPS, Rounding, method_of
 
-Mark = Callable[[Decoder, dict[str, Any]], Decoder]
+log = logger(__name__)
 
-FORMATS: dict[str, Mark] = {}
-"""`quant_method` of config.json -> what marks a model's matrices for it. A format is one file that adds
-itself.
-"""
+FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
+    "gptq": Gptq,
+    "awq": Awq,
+}
+"""`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
+
+_FILES = ("quantize_config.json", "quant_config.json")
+"""Where quantizers wrote what config.json does not say."""
 
 
-def quantize(model: Decoder) -> Decoder:
-    """The model with its matrices marked; a checkpoint without quantization_config passes as it is.
+def with_quantization(arch: Arch, folder: Path, read: Callable[[Path], dict[str, Any]]) -> Arch:
+    """`arch` with the quantization config that stands beside config.json, where it has none of its own.
 
-    Raises UnsupportedModel, naming the method and those that there are.
+    `read` parses a JSON file, and gives {} for one that is not there.
     """
-    config = model.arch.quantization
+    if arch.quantization:
+        return arch
+    for name in _FILES:
+        config = read(folder / name)
+        if config and _method(config) in FORMATS:
+            return msgspec.structs.replace(arch, quantization=config)
+    return arch
+
+
+def quantize(arch: Arch, asked: str | None = None) -> Format | None:
+    """How the checkpoint's matrices are stored; None for a checkpoint that is not quantized.
+
+    `asked` (--quantization) cannot change a checkpoint that is: one warning says so when it is another
+    method. Raises UnsupportedModel, naming the method and those that there are.
+    """
+    config = arch.quantization
     if not config:
-        return model
-    method = str(config.get("quant_method") or "unnamed")
+        return None
+    method = _method(config)
+    if asked and _spelled(asked) != method:
+        log.warning("The checkpoint is quantized with %s: --quantization %s is not used.", method, asked)
     if method not in FORMATS:
-        known = ", ".join(sorted(FORMATS)) or "none yet"
         raise UnsupportedModel(
-            f"The checkpoint is quantized with {method!r}, which is not supported (supported: {known}).",
+            f"The checkpoint is quantized with {method!r:.60}, which is not supported "
+            f"(supported: {', '.join(sorted(FORMATS))}).",
             hint="Use an unquantized checkpoint of the same model.",
         )
-    return FORMATS[method](model, config)
+    return FORMATS[method](config)
+
+
+def _method(config: dict[str, Any]) -> str:
+    """The format's name; the oldest files leave it out, and differ in their keys."""
+    named = config.get("quant_method")
+    if named is not None and not isinstance(named, str):
+        raise CheckpointError(f"The quantization config has quant_method {named!r:.60}, expected a name.")
+    if named:
+        return _spelled(named)
+    if "w_bit" in config or "q_group_size" in config:
+        return "awq"
+    if "config_groups" in config:
+        return "compressed-tensors"
+    return "gptq" if "bits" in config else "unnamed"
+
+
+def _spelled(name: str) -> str:
+    """A method by its own name: others put that of their kernel behind it."""
+    name = name.lower().replace("_", "-")
+    for kernel in ("-marlin", "-exllama", "-exllamav2", "-ipex", "-rocm"):
+        name = name.removesuffix(kernel)
+    return name
 
 
 def roundings(model: Decoder, method: str | None) -> Mapping[str, Rounding]:

@@ -73,7 +73,7 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
     rope_by_type: dict[str, dict[str, Any]]
     """Rope parameters by layer type, in transformers 5's spelling; empty without rotary embedding."""
     quantization: dict[str, Any] | None
-    """config.json's quantization_config."""
+    """config.json's quantization_config, or what a quantizer wrote beside it."""
     config: dict[str, Any]
     """All keys with defaults filled in, in our spelling: for what only one family knows."""
 
@@ -351,7 +351,7 @@ def _dtype(config: dict[str, Any], outer: dict[str, Any]) -> str | None:
 
 
 def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
-    value = config.get("quantization_config")
+    value = config.get("quantization_config") or config.get("compression_config")
     if value is not None and not isinstance(value, dict):
         raise CheckpointError(f"config.json: quantization_config must be an object, not {value!r:.60}.")
     return value

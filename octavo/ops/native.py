@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from octavo.ops.layouts import (
     Layout,
     Lut4,
     Online,
+    Stack,
     aligned,
     scale_values,
     smallest_float,
@@ -122,6 +123,36 @@ def _kernel_group(group: int, cols: int) -> int:
     return group
 
 
+def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:
+    """The packed weights of a Param: itself, or a Stack's parts, which stand under `name#0`, `name#1`."""
+    if name in weights:
+        return [name]
+    found = []
+    while f"{name}#{len(found)}" in weights:
+        found.append(f"{name}#{len(found)}")
+    return found
+
+
+def _named_pieces(
+    param: Param, layout: Layout, weights: Mapping[str, _native.Weight]
+) -> Iterator[tuple[str, Layout]]:
+    """What is packed for a Param, by name: a Stack's parts one by one, and its bias cut as they are."""
+    if isinstance(layout, Stack):
+        for i, part in enumerate(layout.parts):
+            yield f"{param.name}#{i}", part
+        return
+    module, _, suffix = param.name.rpartition(".")
+    stack = _piece_names(f"{module}.weight", weights) if suffix == "bias" else []
+    if len(stack) < 2:
+        yield param.name, layout
+        return
+    start = 0
+    for i, name in enumerate(stack):
+        rows = weights[name].rows
+        yield f"{param.name}#{i}", layout.slice(0, start, start + rows)
+        start += rows
+
+
 class NativeRunnable:
     """A model bound to the native kernels: contract.Runnable."""
 
@@ -163,7 +194,9 @@ class NativeRunnable:
             self.plan.cache_layer(spec.kv_heads, spec.head_dim)
         Lowering(graph, self.plan, weights).run()
         matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
-        self.step_bytes = sum(weights[matrix.name].nbytes for matrix in matrices)
+        self.step_bytes = sum(
+            weights[name].nbytes for matrix in matrices for name in _piece_names(matrix.name, weights)
+        )
         """Bytes of packed matrices that every step reads; the rows that a table gives do not count."""
 
     def _weights(
@@ -173,7 +206,10 @@ class NativeRunnable:
         if packed and (found := packed.read(self.pool, {param.name for param in params})):
             return found
         arena = _native.Arena()
-        weights = {param.name: pack(self.pool, arena, param, layout, self.isa) for param, layout in tensors}
+        weights: dict[str, _native.Weight] = {}
+        for param, layout in tensors:
+            for name, part in _named_pieces(param, layout, weights):
+                weights[name] = pack(self.pool, arena, param, part, self.isa)
         if packed:
             packed.write_beside(weights)
         return weights
@@ -247,18 +283,34 @@ class Lowering:
             self._release(node)
         ints, floats = _numbers(node)
         spec: AttentionSpec | None = node.attrs.get("spec")
-        self.plan.add(
-            kind=_KINDS.index(node.op),
-            inputs=inputs,
-            out=self.places[node],
-            weight=self.weights[node.weight.name] if node.weight else None,
-            bias=self.weights[node.bias.name] if node.bias else None,
-            rope=_rope(node.attrs["rope"]) if "rope" in node.attrs else None,
-            floats=floats,
-            ints=ints,
-            cache=spec.layer if spec else -1,
-            slopes=list(spec.slopes) if spec and spec.slopes else [],
-        )
+        for out, weight, bias in self._pieces(node):
+            self.plan.add(
+                kind=_KINDS.index(node.op),
+                inputs=inputs,
+                out=out,
+                weight=weight,
+                bias=bias,
+                rope=_rope(node.attrs["rope"]) if "rope" in node.attrs else None,
+                floats=floats,
+                ints=ints,
+                cache=spec.layer if spec else -1,
+                slopes=list(spec.slopes) if spec and spec.slopes else [],
+            )
+
+    def _pieces(self, node: Node) -> Iterator[tuple[Ref, _native.Weight | None, _native.Weight | None]]:
+        """(where to, weight, bias) of each of the node's ops: one, or one for each part of a Stack."""
+        place = self.places[node]
+        names = _piece_names(node.weight.name, self.weights) if node.weight else []
+        if len(names) < 2:
+            weight = self.weights[names[0]] if names else None
+            yield place, weight, self.weights[node.bias.name] if node.bias else None
+            return
+        biases = _piece_names(node.bias.name, self.weights) if node.bias else [None] * len(names)
+        slot, column, _ = place
+        for name, bias in zip(names, biases, strict=True):
+            weight = self.weights[name]
+            yield (slot, column, weight.rows), weight, None if bias is None else self.weights[bias]
+            column += weight.rows
 
     def _place(self, node: Node) -> None:
         free = self.free.setdefault((node.rows, node.width), [])

@@ -39,11 +39,13 @@ class PackedFile:
         self._stop = threading.Event()
 
     def read(self, pool: _native.Pool, names: set[str]) -> dict[str, _native.Weight] | None:
-        """The weights, when the file holds exactly `names`, undamaged; else None. Damage is removed."""
+        """The weights, when the file holds exactly `names` (each whole, or in parts `name#0`, `name#1`),
+        undamaged; else None. Damage is removed.
+        """
         try:
             with self.path.open("rb") as file:
                 entries = _header(file.fileno(), os.fstat(file.fileno()).st_size)
-                if {entry["name"] for entry in entries} != names:
+                if {entry["name"].partition("#")[0] for entry in entries} != names:
                     return None
                 arena = _native.Arena()
                 found = {entry["name"]: _weight(pool, arena, file.fileno(), entry) for entry in entries}

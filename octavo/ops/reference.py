@@ -19,6 +19,7 @@ from octavo.ops.contract import (
     Precision,
     Rope,
 )
+from octavo.ops.joining import pieces
 from octavo.ops.layouts import FLOATS, Layout, Online, bf16_to_f32, f32_to_bf16
 from octavo.ops.rounding import cache_codes, round_input
 
@@ -164,8 +165,13 @@ class NumpyOps:
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
         precision = self.precision
-        x = round_input(x, self.weights[weight.name], precision.activation, precision.quantized)
-        y = x @ self._weight(weight).T
+        y = np.concatenate(
+            [
+                round_input(x, part, precision.activation, precision.quantized) @ part.dequantize().T
+                for part in pieces(self.weights[weight.name])
+            ],
+            axis=1,
+        )
         if bias is not None:
             y = y + self._weight(bias)
         return np.asarray(y, np.float32)

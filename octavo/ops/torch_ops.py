@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
+from octavo.ops.joining import pieces
 from octavo.ops.layouts import Dense, Layout
 from octavo.ops.reference import EIGHT_BITS, Model, inverse_frequencies, settled
 from octavo.ops.rounding import cache_codes, round_input
@@ -80,13 +81,23 @@ class TorchOps:
 
     def linear(self, x: Tensor, weight: Param, bias: Param | None = None) -> Tensor:
         quantized = self.quantized.get(weight.name)
-        if quantized is not None:
-            seen = round_input(x.numpy(), quantized, self.precision.activation, self.precision.quantized)
-            x = self.torch.from_numpy(np.ascontiguousarray(seen, np.float32))
-        elif self.precision.activation == "bfloat16":
-            x = x.bfloat16().float()
         added = None if bias is None else self.weights[bias.name].float()
-        return self.torch.nn.functional.linear(x, self.weights[weight.name].float(), added)
+        matrix = self.weights[weight.name].float()
+        if quantized is None:
+            x = x.bfloat16().float() if self.precision.activation == "bfloat16" else x
+            return self.torch.nn.functional.linear(x, matrix, added)
+        parts = pieces(quantized)
+        outs = [
+            self.torch.nn.functional.linear(self._seen(x, part), rows)
+            for part, rows in zip(parts, matrix.split([part.shape[0] for part in parts]), strict=True)
+        ]
+        out = self.torch.cat(outs, dim=-1)
+        return out if added is None else out + added
+
+    def _seen(self, x: Tensor, layout: Layout) -> Tensor:
+        """What a matrix sees of its input."""
+        seen = round_input(x.numpy(), layout, self.precision.activation, self.precision.quantized)
+        return self.torch.from_numpy(np.ascontiguousarray(seen, np.float32))
 
     def rms_norm(self, x: Tensor, weight: Param | None, eps: float, offset: float = 0.0) -> Tensor:
         runs = x.unflatten(-1, (-1, weight.shape[0] if weight else x.shape[-1]))

@@ -39,8 +39,8 @@ def bind(backend: str) -> Callable[..., Runnable]:
         folder: Path, precision: Precision = FLOAT32, overrides: dict[str, Any] | None = None
     ) -> Runnable:
         arch = read_arch(json.loads((folder / "config.json").read_text()), overrides)
-        model = shard(quantize(declare(arch)))
-        tensors = load(model, open_checkpoint(folder), "float32")
+        model = shard(declare(arch))
+        tensors = load(model, open_checkpoint(folder), "float32", stored=quantize(arch))
         return bind_model(model, tensors, precision, LIMITS, backend)
 
     return bound

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from octavo.build.declare import declare
-from octavo.build.quantize import quantize
 from octavo.build.shard import shard
 from octavo.config.arch import read_arch
 from octavo.config.families import FAMILY_CONFIGS
-from octavo.errors import CheckpointError, ConfigError, UnsupportedModel
+from octavo.errors import CheckpointError, ConfigError
 from octavo.layers.decoder import Decoder
 from octavo.models import registry
 from octavo.models.names import may_be_unused, sources
@@ -123,14 +122,6 @@ def test_every_param_of_every_family_has_a_source(architecture: str) -> None:
         assert not firsts & seen, "two Params read one tensor"
         seen |= firsts
     assert [spec.layer for spec in model.attention_specs()] == list(range(model.arch.layers))
-
-
-def test_a_quantized_checkpoint_is_refused_by_name() -> None:
-    model, _ = declared("LlamaForCausalLM", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UnsupportedModel, match=r"'gptq'.*none yet"):
-        quantize(model)
-    plain, _ = declared("LlamaForCausalLM")
-    assert quantize(plain) is plain
 
 
 def test_one_rank_is_the_model_and_more_are_refused() -> None:

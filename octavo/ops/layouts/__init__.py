@@ -26,9 +26,10 @@ from octavo.ops.layouts.groups import (
 )
 from octavo.ops.layouts.integers import Activation, Int4Group, Int8, IntBits
 from octavo.ops.layouts.online import Online
+from octavo.ops.layouts.stack import Stack
 from octavo.ops.layouts.tables import Fp8, Lut4, fp8_table
 
-Layout = Dense | Int8 | Int4Group | IntBits | Lut4 | Fp8 | Online
+Layout = Dense | Int8 | Int4Group | IntBits | Lut4 | Fp8 | Online | Stack
 
 __all__ = [
     "BLOCK",
@@ -46,6 +47,7 @@ __all__ = [
     "Lut4",
     "Online",
     "Scale",
+    "Stack",
     "SubScales",
     "aligned",
     "bf16_to_f32",

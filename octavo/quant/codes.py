@@ -1,0 +1,72 @@
+"""Codes of a few bits in 32-bit words, and what layouts they become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, pack4
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+def unpack_words(words: NDArray[Any], bits: int, count: int) -> U8:
+    """[n, words] of int32, each row one stream of bits with the lowest first -> [n, count] codes.
+
+    Bits are 2, 3, 4 or 8; a code of 3 bits may begin in one word and end in the next.
+    """
+    stream = np.ascontiguousarray(words).view(np.uint32)
+    if bits != 3:
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        codes = (stream[:, :, None] >> shifts).astype(np.uint8) & np.uint8((1 << bits) - 1)
+        return codes.reshape(len(stream), -1)[:, :count]
+    first = np.arange(count) * 3
+    word, shift = first // 32, (first % 32).astype(np.uint32)
+    wide = np.pad(stream, ((0, 0), (0, 1))).astype(np.uint64)
+    pairs = wide[:, word] | (wide[:, word + 1] << np.uint64(32))
+    return (pairs >> shift.astype(np.uint64)).astype(np.uint8) & np.uint8(7)
+
+
+def grouped(
+    codes: U8, bits: int, scale: F32, zero: NDArray[Any] | None, group: int, order: NDArray[np.int32] | None
+) -> Layout:
+    """scale * (code - zero) of unsigned codes [rows, cols] of up to 8 bits; without zero it is the middle.
+
+    `scale` and `zero` are [rows, groups]. With `order`, stored column j is column order[j] of the matrix.
+    """
+    middle = 1 << (bits - 1)
+    if zero is not None and (zero == middle).all():
+        zero = None
+    if bits <= 4:
+        if bits < 4 and zero is None:
+            zero = np.full(scale.shape, middle)
+        return Int4Group(pack4(codes), codes.shape[1], scale, group, _float(zero), order=order)
+    signed = (codes ^ np.uint8(128)).view(np.int8)  # code - 128
+    # The middle of codes of 5 to 7 bits is not 128.
+    shifted = (
+        zero.astype(np.int32) - 128
+        if zero is not None
+        else np.full(scale.shape, middle - 128)
+        if bits < 8
+        else None
+    )
+    layout = Int8(signed, scale, group, _float(shifted))
+    if order is None:
+        return layout
+    # No layout has 8-bit codes in an order of their own: the numbers stand for themselves.
+    values = np.empty(codes.shape, np.float32)
+    values[:, order] = layout.dequantize()
+    return Dense(values, "float32")
+
+
+def ungrouped(codes: U8, scale: F32, zero: F32, group_of: NDArray[Any]) -> Dense:
+    """scale * (code - zero) where column j is of group `group_of[j]`, in no order that has a layout."""
+    values = (codes.astype(np.float32) - zero[:, group_of]) * scale[:, group_of]
+    return Dense(values, "float32")
+
+
+def _float(zero: NDArray[Any] | None) -> F32 | None:
+    return None if zero is None else np.ascontiguousarray(zero, np.float32)
