@@ -85,18 +85,6 @@ def stream(
     return _read(found, checkpoint, dtype, on_bytes, roundings or {}, stored)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """One part of a Param as it was found: a plain tensor, or the tensors of a quantized module `stem`."""
-
-    names: tuple[str, ...]
-    stem: str = ""
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        return tuple(name[len(self.stem) + 1 :] for name in self.names)
-
-
 def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[], Dense]]]:
     """Where every Param of `model` stands in a checkpoint of plain weights: by name, makers of its parts.
 
@@ -104,7 +92,7 @@ def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[
     """
     present = set(checkpoint.names())
     found = [
-        _Found(param, source, _find(source, present))
+        _Found(param, source, _find(param, source, present, None))
         for param, source in ((param, names.sources(model, param)) for _, param in model.named_params())
     ]
     _refuse_missing(checkpoint.folder, found)
@@ -116,6 +104,18 @@ def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[
         ]
         for item in found
     }
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One part of a Param as it was found: a plain tensor, or the tensors of a quantized module `stem`."""
+
+    names: tuple[str, ...]
+    stem: str = ""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return tuple(name[len(self.stem) + 1 :] for name in self.names)
 
 
 @dataclass(frozen=True)

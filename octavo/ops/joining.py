@@ -11,6 +11,10 @@ import numpy as np
 from octavo.ops.layouts import Layout, Stack
 
 
+class _Apart(Exception):
+    """Two layouts that cannot be one."""
+
+
 def join(layouts: Sequence[Layout]) -> Layout:
     """The matrices one below the other, all of one width.
 
@@ -18,11 +22,11 @@ def join(layouts: Sequence[Layout]) -> Layout:
     """
     joined: list[Layout] = []
     for layout in layouts:
-        both = _one(joined[-1], layout) if joined else None
-        if both is None:
-            joined.append(layout)
-        else:
-            joined[-1] = both
+        for part in pieces(layout):
+            try:
+                joined.append(_merged(joined.pop(), part) if joined else part)
+            except _Apart as apart:
+                joined += apart.args
     return joined[0] if len(joined) == 1 else Stack(tuple(joined))
 
 
@@ -31,31 +35,31 @@ def pieces(layout: Layout) -> tuple[Layout, ...]:
     return layout.parts if isinstance(layout, Stack) else (layout,)
 
 
-def _one(above: Any, below: Any) -> Layout | None:
-    """Two layouts as one, or None. An array with a row for every row of the matrix is stood below the other;
-    everything else must be equal.
+def _merged(above: Any, below: Any) -> Any:
+    """Two layouts as one. An array with a row for every row of the matrix is stood above the other's;
+    everything else must be equal. Raises _Apart with both.
     """
-    if type(above) is not type(below) or above.shape[1:] != below.shape[1:]:
-        return None
-    values = {}
-    for field in dataclasses.fields(above):
-        a, b = getattr(above, field.name), getattr(below, field.name)
-        if _by_row(a, above) and _by_row(b, below) and a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
-            values[field.name] = (a, b)
-        elif _equal(a, b):
-            values[field.name] = a
-        else:
-            return None
-    stood = {name: np.concatenate(v) if isinstance(v, tuple) else v for name, v in values.items()}
-    one: Layout = type(above)(**stood)
-    return one
+    try:
+        return _stood(above, below, (above.shape[0], below.shape[0]))
+    except _Apart:
+        raise _Apart(above, below) from None
 
 
-def _by_row(value: object, layout: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[0] == layout.shape[0]
-
-
-def _equal(a: object, b: object) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
-    return a == b
+def _stood(a: Any, b: Any, rows: tuple[int, int]) -> Any:
+    if type(a) is not type(b):
+        raise _Apart
+    if dataclasses.is_dataclass(a) and not isinstance(a, type):
+        names = [field.name for field in dataclasses.fields(a)]
+        return dataclasses.replace(a, **{n: _stood(getattr(a, n), getattr(b, n), rows) for n in names})
+    if isinstance(a, np.ndarray):
+        if (
+            a.ndim == b.ndim == 2
+            and (len(a), len(b)) == rows
+            and (a.shape[1], a.dtype) == (b.shape[1], b.dtype)
+        ):
+            return np.concatenate([a, b])
+        if np.array_equal(a, b):
+            return a
+    elif a == b:
+        return a
+    raise _Apart

@@ -84,6 +84,8 @@ def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout,
         codes = (layout.codes.astype(np.int16) - middle).astype(np.int8)
         fields = (layout.scale, layout.group, layout.zero, layout.minimum)
         return _pack_quantized(pool, arena, aligned(Int8(codes, *fields, order=layout.order)))
+    if isinstance(layout, Stack):
+        raise TypeError("the parts of a stack are packed one by one")
     return _pack_quantized(pool, arena, aligned(layout))
 
 
@@ -127,7 +129,7 @@ def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:
     """The packed weights of a Param: itself, or a Stack's parts, which stand under `name#0`, `name#1`."""
     if name in weights:
         return [name]
-    found = []
+    found: list[str] = []
     while f"{name}#{len(found)}" in weights:
         found.append(f"{name}#{len(found)}")
     return found

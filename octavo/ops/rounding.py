@@ -17,6 +17,7 @@ from octavo.ops.layouts import (
     Layout,
     Lut4,
     Online,
+    Stack,
     bf16_to_f32,
     f32_to_bf16,
     input_order,
@@ -31,7 +32,8 @@ def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
 
     `dense` is what dense matrices see (float32 or bfloat16), `quantized` what quantized ones do (also int8).
     8-bit floats see what dense matrices do. Where others see int8, a table of numbers that are not whole
-    sees float32, and an int8 matrix that says how its checkpoint rounds inputs sees that.
+    sees float32, and an int8 matrix that says how its checkpoint rounds inputs sees that. Ask for each part
+    of a Stack by itself.
     """
     seen = dense if isinstance(layout, Dense | Fp8) else quantized
     if seen != "int8":
@@ -40,7 +42,7 @@ def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
         return x
     if isinstance(layout, Int8) and layout.activation is not None:
         return round_activation(x, layout.activation)
-    order = None if isinstance(layout, Dense | Online) else input_order(layout)
+    order = None if isinstance(layout, Dense | Online | Stack) else input_order(layout)
     if order is None:
         return round_int8(x)
     there = order >= 0

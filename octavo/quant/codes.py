@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.ops.layouts import Dense, Int4Group, Int8, Layout, pack4
+from octavo.ops.layouts import BLOCK, Int4Group, Int8, Layout, pack4
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -46,26 +46,25 @@ def grouped(
         return Int4Group(pack4(codes), codes.shape[1], scale, group, _float(zero), order=order)
     signed = (codes ^ np.uint8(128)).view(np.int8)  # code - 128
     # The middle of codes of 5 to 7 bits is not 128.
-    shifted = (
-        zero.astype(np.int32) - 128
-        if zero is not None
-        else np.full(scale.shape, middle - 128)
-        if bits < 8
-        else None
-    )
-    layout = Int8(signed, scale, group, _float(shifted))
-    if order is None:
-        return layout
-    # No layout has 8-bit codes in an order of their own: the numbers stand for themselves.
-    values = np.empty(codes.shape, np.float32)
-    values[:, order] = layout.dequantize()
-    return Dense(values, "float32")
+    shifted = zero.astype(np.int32) - 128 if zero is not None else None
+    if shifted is None and bits < 8:
+        shifted = np.full(scale.shape, middle - 128)
+    return Int8(signed, scale, group, _float(shifted), order=order)
 
 
-def ungrouped(codes: U8, scale: F32, zero: F32, group_of: NDArray[Any]) -> Dense:
-    """scale * (code - zero) where column j is of group `group_of[j]`, in no order that has a layout."""
-    values = (codes.astype(np.float32) - zero[:, group_of]) * scale[:, group_of]
-    return Dense(values, "float32")
+def regrouped(codes: U8, bits: int, scale: F32, zero: NDArray[Any], group_of: NDArray[Any]) -> Layout:
+    """scale * (code - zero) where column j is of group `group_of[j]`, whatever the groups' sizes.
+
+    The columns of a group are put side by side and filled up to a multiple of 32.
+    """
+    order, blocks = [], []
+    for g in np.unique(group_of):
+        columns = np.flatnonzero(group_of == g)
+        order.append(np.pad(columns, (0, -len(columns) % BLOCK), constant_values=-1))
+        blocks += [int(g)] * (len(order[-1]) // BLOCK)
+    source = np.concatenate(order).astype(np.int32)
+    stored = np.where(source >= 0, codes[:, source], np.uint8(0))
+    return grouped(stored, bits, scale[:, blocks], zero[:, blocks], BLOCK, source)
 
 
 def _float(zero: NDArray[Any] | None) -> F32 | None:

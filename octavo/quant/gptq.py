@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Int4Group, Layout
-from octavo.quant.codes import F32, U8, grouped, ungrouped, unpack_words
+from octavo.quant.codes import F32, U8, grouped, regrouped, unpack_words
 from octavo.quant.format import Tensors, flag, group_size, integer
 
 BITS = (2, 3, 4, 8)
@@ -148,5 +148,5 @@ def _ordered(
         return grouped(codes, bits, scale, zero, group, None)
     order = np.argsort(index, kind="stable").astype(np.int32)
     if not np.array_equal(index[order], np.arange(len(index)) // group):
-        return ungrouped(codes, scale, zero.astype(np.float32), index)
+        return regrouped(codes, bits, scale, zero, index)
     return grouped(codes[:, order], bits, scale, zero, group, order)
