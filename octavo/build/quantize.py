@@ -13,7 +13,9 @@ from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.log import logger
 from octavo.quant.awq import Awq
+from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format
+from octavo.quant.fp8 import Fp8Checkpoint
 from octavo.quant.gptq import Gptq
 from octavo.quant.online import GROUPS, Rounding, method_of
 
@@ -22,6 +24,9 @@ log = logger(__name__)
 FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "gptq": Gptq,
     "awq": Awq,
+    "compressed-tensors": CompressedTensors,
+    "fp8": Fp8Checkpoint,
+    "fbgemm-fp8": Fp8Checkpoint,
 }
 """`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
 

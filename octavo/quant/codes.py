@@ -16,18 +16,19 @@ F32 = NDArray[np.float32]
 def unpack_words(words: NDArray[Any], bits: int, count: int) -> U8:
     """[n, words] of int32, each row one stream of bits with the lowest first -> [n, count] codes.
 
-    Bits are 2, 3, 4 or 8; a code of 3 bits may begin in one word and end in the next.
+    Bits are 1 to 8; where they do not divide 32 a code may begin in one word and end in the next.
     """
     stream = np.ascontiguousarray(words).view(np.uint32)
-    if bits != 3:
+    mask = np.uint8((1 << bits) - 1)
+    if 32 % bits == 0:
         shifts = np.arange(0, 32, bits, dtype=np.uint32)
-        codes = (stream[:, :, None] >> shifts).astype(np.uint8) & np.uint8((1 << bits) - 1)
+        codes = (stream[:, :, None] >> shifts).astype(np.uint8) & mask
         return codes.reshape(len(stream), -1)[:, :count]
-    first = np.arange(count) * 3
-    word, shift = first // 32, (first % 32).astype(np.uint32)
+    first = np.arange(count) * bits
+    word, shift = first // 32, (first % 32).astype(np.uint64)
     wide = np.pad(stream, ((0, 0), (0, 1))).astype(np.uint64)
     pairs = wide[:, word] | (wide[:, word + 1] << np.uint64(32))
-    return (pairs >> shift.astype(np.uint64)).astype(np.uint8) & np.uint8(7)
+    return (pairs >> shift).astype(np.uint8) & mask
 
 
 def grouped(

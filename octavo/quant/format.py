@@ -85,7 +85,10 @@ class Tensors:
 
     def floats(self, suffix: str, shape: tuple[Size, ...]) -> F32:
         """A tensor of numbers (float32, float16, bfloat16) as float32, none of them infinite or NaN."""
-        values = self.get(suffix, tuple(FLOATS), shape).dequantize()
+        return self.finite(suffix, self.get(suffix, tuple(FLOATS), shape).dequantize())
+
+    def finite(self, suffix: str, values: F32) -> F32:
+        """`values`, which the tensor says, all of them finite."""
         if not np.isfinite(values).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise self.error(suffix, f"holds {values[at]} at {list(at)}, expected a finite number")

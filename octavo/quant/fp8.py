@@ -1,0 +1,52 @@
+"""Checkpoints of 8-bit floats: `quant_method` fp8 (transformers, DeepSeek) and fbgemm_fp8.
+
+A module X stands as `X.weight`, 8-bit floats [rows, cols], beside one of
+
+- `X.weight_scale`: one number for the matrix or one for each row;
+- `X.weight_scale_inv`: one for each block of `weight_block_size`, the last ones of a row or column cut short.
+
+The number is weight * scale; despite its name that of weight_scale_inv multiplies too. `X.input_scale`, with
+which others round activations to 8 bits, is not used: activations are floats here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from octavo.errors import UnsupportedModel
+from octavo.ops.layouts import Layout
+from octavo.quant import small_floats
+from octavo.quant.format import Tensors
+
+
+class Fp8Checkpoint:
+    """A checkpoint of 8-bit floats."""
+
+    method = "fp8"
+    unused: tuple[str, ...] = (r"\.(input|output)_scale(_ub)?$", r"\.[kqv]_scale$", r"\.kv_scale$")
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._block = block_of(config.get("weight_block_size"), "weight_block_size")
+
+    def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
+        for scale in ("weight_scale_inv", "weight_scale"):
+            if f"{stem}.{scale}" in present:
+                return ("weight", scale)
+        return ()
+
+    def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
+        suffix = tensors.suffixes[1]
+        shape = tensors.stored(suffix).shape
+        block = self._block if suffix == "weight_scale_inv" and len(shape) == 2 else None
+        scale, group = small_floats.spread(tensors, suffix, rows, cols, block)
+        return small_floats.fp8(tensors, rows, cols, scale, group)
+
+
+def block_of(value: object, key: str) -> tuple[int, int] | None:
+    """A block's (rows, columns) of a quantization config, or None. UnsupportedModel for what is none."""
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 1 << 24 for n in value):
+        return value[0], value[1]
+    raise UnsupportedModel(f"The quantization config has {key} {value!r:.60}, expected two positive numbers.")
