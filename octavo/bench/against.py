@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.bench import report
 from octavo.bench.breakdown import READ_BYTES, MemoryProbe
-from octavo.bench.kernels import peak
+from octavo.bench.kernel_cases import peak
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.peers import PEERS, Figure, Measure, Work, peer
 from octavo.bench.session import Ask, Session

@@ -190,6 +190,13 @@ QUALITY = (
 KERNELS = (
     Flag("rows", "words", "cli.rows", "Rows of the matrix products (1 8 32 512)."),
     Flag("contexts", "words", "cli.contexts", "Tokens that attention sees (512 2048 8192)."),
+    Flag(
+        "formats",
+        "words",
+        "cli.formats",
+        "Number formats of the matrices, or all (bfloat16 int8 int4 lut4-mxfp4).",
+    ),
+    Flag("parts", "words", "cli.parts", "Of linear, attention, between, sampler (all)."),
     Flag("num-iters", "int", "cli.num_iters", "Timed runs of each; the median counts (9)."),
     _JSON,
     _DUMMY,
