@@ -15,7 +15,7 @@ constexpr double kGain = 0.98;     // of the time: what is called faster
 constexpr double kHopeless = 1.1;  // of the time: what ends a trial of more threads at once
 constexpr double kFirst = 0.25;    // seconds until one more thread is tried again
 constexpr double kLongest = 8.0;   // the same, when it never pays
-constexpr double kNotAgain = 1.0;  // seconds until fewer threads are tried again
+constexpr double kNotAgain = 0.1;  // seconds until fewer threads are tried again, at first
 
 }  // namespace
 
@@ -24,6 +24,7 @@ void Team::set_most(int threads) {
   trial_ = 0;
   usual_sum_ = trial_sum_ = {};
   patience_ = kFirst;
+  reluctance_ = kNotAgain;
 }
 
 int Team::threads(int64_t tokens) {
@@ -72,11 +73,13 @@ void Team::settle(bool pays) {
     patience_ = pays ? kFirst : std::min(kLongest, 2 * patience_);
   } else if (pays) {
     fewer_by_ = 1;
+    reluctance_ = kNotAgain;
   } else if (usual_ - fewer_by_ > 1) {
     fewer_by_ *= 2;  // several neighbours
   } else {
     fewer_by_ = 1;
-    next_fewer_ = now_ + kNotAgain;
+    next_fewer_ = now_ + reluctance_;
+    reluctance_ = std::min(kLongest, 2 * reluctance_);
   }
   if (pays) usual_ = trial_;
   next_more_ = now_ + patience_;

@@ -34,7 +34,7 @@ class Team {
   bool settling_ = false;  // the first step with another number of threads moves them between cores
   int64_t size_ = 0;       // of the steps that are compared: tokens, to the power of two
   Sum usual_sum_, trial_sum_;
-  double now_ = 0, next_more_ = 0, next_fewer_ = 0, patience_ = 0;  // seconds of steps
+  double now_ = 0, next_more_ = 0, next_fewer_ = 0, patience_ = 0, reluctance_ = 0;  // seconds of steps
   int fewer_by_ = 1;
 };
 
