@@ -8,18 +8,16 @@ multiply-add peak (prompts).
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.bench import report
-from octavo.bench.breakdown import READ_BYTES, MemoryProbe
-from octavo.bench.kernel_cases import peak
+from octavo.bench.figures import Octavo
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.peers import PEERS, Figure, Measure, Work, peer
-from octavo.bench.session import Ask, Session
+from octavo.bench.session import Session
 from octavo.bench.stats import median
 from octavo.errors import ConfigError, OctavoError
 
@@ -162,87 +160,6 @@ def _named(words: Sequence[str], names: Sequence[str], flag: str) -> dict[str, s
         else:
             raise ConfigError(f"{flag}: {word!r} names no peer.", hint=f"Such as {flag} {names[0]}={word}.")
     return found
-
-
-# ---- Octavo's own turns -----------------------------------------------------------------------------------
-
-
-class Octavo:
-    """Measures figures as the peers' own drivers do; greedy, no text."""
-
-    def __init__(self, session: Session, config: EngineConfig, seed: int) -> None:
-        self.session = session
-        self._rng = random.Random(seed)
-        self._seen: list[Ask] = []
-        self._model = session.native
-        self._peak_kind = _peak_kind(config)
-        self._probe: MemoryProbe | None = None
-        if self._model is not None:
-            self._probe = MemoryProbe(self._model, min(self._model.step_bytes, READ_BYTES))
-
-    def turn(self, figure: Figure) -> tuple[float, float | None]:
-        """(tokens per second, the fraction of the limit around it: None without the native backend)."""
-        before = self._limit(figure)
-        rate = figure.batch * (figure.output or figure.prompt) / self._seconds(figure)
-        after = self._limit(figure)
-        if before is None or after is None:
-            return rate, None
-        return rate, 2 * rate / (before + after)
-
-    def _seconds(self, figure: Figure) -> float:
-        vocab = self.session.launched.arch.vocab
-        if not figure.output:
-            # Prompts that are timed are new ones: none of it is in the prefix cache.
-            ids = tuple(self._rng.randrange(vocab) for _ in range(figure.prompt))
-            ends = self._run([Ask(ids, 1)])
-            return ends[-1] - ends[0]
-        fixed = random.Random(figure.batch)
-        asks = [
-            Ask(tuple(fixed.randrange(vocab) for _ in range(figure.prompt)), figure.output + 1)
-            for _ in range(figure.batch)
-        ]
-        if asks != self._seen:
-            # Cached prompts are computed in one step, so that all decode together after it.
-            self._run([Ask(ask.prompt, 1) for ask in asks])
-            self._seen = asks
-        ends = self._run(asks)
-        return ends[-1] - ends[-1 - figure.output]
-
-    def _run(self, asks: Sequence[Ask]) -> list[float]:
-        """The times of the start and of the ends of the steps."""
-        times = [time.perf_counter()]
-        self.session.submit(asks, temperature=0.0, detokenize=False)
-        for _ in self.session.steps():
-            times.append(time.perf_counter())
-        return times
-
-    def _limit(self, figure: Figure) -> float | None:
-        """Tokens per second that memory (decoding) or the multiply-adds (prompts) would allow just now."""
-        model = self._model
-        if model is None or self._probe is None:
-            return None
-        if figure.output:
-            return figure.batch * self._probe.nbytes / self._probe.seconds() / model.step_bytes
-        operations = prompt_operations(self.session, figure.prompt)
-        return figure.prompt * peak(model, self._peak_kind) / operations
-
-
-def _peak_kind(config: EngineConfig) -> str:
-    """What the products are made of: float32, bfloat16 or int8."""
-    if config.quantization:
-        return {"bf16": "bfloat16", "fp32": "float32"}.get(config.activation_dtype, "int8")
-    return "bfloat16" if config.dtype in ("auto", "bfloat16") else "float32"
-
-
-def prompt_operations(session: Session, tokens: int) -> float:
-    """Multiplications and additions of the matrices over a prompt; the output head sees one row of it."""
-    from octavo.build.declare import declare
-    from octavo.ops.trace import trace
-
-    arch = session.launched.arch
-    nodes = [node for node in trace(declare(arch)).nodes if node.op == "linear" and node.weight is not None]
-    sizes = [(node.rows, node.weight.shape[0] * node.weight.shape[1]) for node in nodes if node.weight]
-    return 2.0 * sum(size * (1 if rows == "logits" else tokens) for rows, size in sizes)
 
 
 # ---- the comparison -------------------------------------------------------------------------------------

@@ -71,6 +71,12 @@ LATENCY = (
     Flag("num-iters", "int", "cli.num_iters", "Runs that are timed (10)."),
     Flag("profile", "bool", "cli.profile", "Also time every op of one prefill and one decode step."),
     Flag(
+        "grid",
+        "bool",
+        "cli.grid",
+        "Prompts of 128, 512, 2048 tokens, and decoding at a context of 0, 2048, 8192, on one engine.",
+    ),
+    Flag(
         "against",
         "str",
         "cli.against",
@@ -80,7 +86,7 @@ LATENCY = (
         "figures",
         "words",
         "cli.figures",
-        "--against: ppN computes a prompt of N tokens, bN decodes N sequences (pp512 b1 b8 b32).",
+        "--against, --grid: ppN is a prompt of N tokens, bN decodes N sequences, bN@C at a context of C.",
     ),
     Flag(
         "peer-command",
@@ -94,7 +100,7 @@ LATENCY = (
         "cli.peer_model",
         "--against: NAME=PATH of the model in a peer's own form, instead of one that Octavo makes.",
     ),
-    Flag("rounds", "int", "cli.rounds", "--against: turns of each side (5)."),
+    Flag("rounds", "int", "cli.rounds", "--against, --grid: turns of each figure (5)."),
     _DETOKENIZE,
     _JSON,
     _DUMMY,
@@ -103,6 +109,7 @@ LATENCY = (
 THROUGHPUT = (
     *_DATA,
     Flag("n", "int", "cli.n", "Answers to each prompt (1)."),
+    Flag("grid", "bool", "cli.grid", "Instead: decoding in batches of 1, 2, 4 .. 64, on one engine."),
     Flag("async-engine", "bool", "cli.async_engine", "Accepted: the engine is the same one."),
     _DETOKENIZE,
     _JSON,

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.bench import breakdown, report
+from octavo.bench import breakdown, figures, report
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.session import Session, Step, random_asks
 from octavo.bench.stats import mean, percentile
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
+GRID = ("pp128", "pp512", "pp2048", "b1@0", "b1@2048", "b1@8192")
+_GRID_OUTPUT = 32
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Options:
     num_iters_warmup: int = 2
     num_iters: int = 10
     profile: bool = False
+    grid: bool = False
     against: str | None = None
     figures: tuple[str, ...] = ()
     peer_command: tuple[str, ...] = ()
@@ -40,7 +43,7 @@ class Options:
     dummy: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_len", "output_len", "batch_size", "n", "num_iters"):
+        for name in ("input_len", "output_len", "batch_size", "n", "num_iters", "rounds"):
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
 
 
@@ -51,11 +54,24 @@ def run(asked: Asked) -> dict[str, Any]:
         from octavo.bench import against
 
         return against.run(asked)
+    if options.grid:
+        return _grid(options, asked)
     config = engine_config(asked, engine_defaults(options))
     from octavo import launch
 
     session = Session(launch.build(config))
     return {**_asked_for(options, config), **measure(session, options, asked.seed)}
+
+
+def _grid(options: Options, asked: Asked) -> dict[str, Any]:
+    """Prompts and contexts of several lengths, on one engine."""
+    from octavo import launch
+
+    wanted = figures.read(options.figures or GRID, asked.own.get("output_len", _GRID_OUTPUT))
+    config = engine_config(asked, figures.engine_defaults(wanted))
+    session = Session(launch.build(config))
+    facts = {name: value for name, value in _asked_for(options, config).items() if not name.endswith("_len")}
+    return {**facts, "grid": figures.measure(session, config, wanted, options.rounds, asked.seed)}
 
 
 def engine_defaults(options: Options) -> dict[str, Any]:
@@ -135,6 +151,8 @@ def text(result: dict[str, Any]) -> str:
         from octavo.bench import against
 
         return against.text(result)
+    if "grid" in result:
+        return figures.text(result["grid"])
     lines = [f"Avg latency: {result['avg_latency']} seconds"]
     lines += [f"{p}% percentile latency: {value} seconds" for p, value in result["percentiles"].items()]
     rows = [

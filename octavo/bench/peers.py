@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,19 +42,29 @@ class Figure:
     prompt: int
     batch: int
     output: int
+    word: str = ""
+    """As it was asked for; empty: its usual name."""
 
     @property
     def name(self) -> str:
         """As on the command line: pp512, b8."""
-        return f"b{self.batch}" if self.output else f"pp{self.prompt}"
+        return self.word or (f"b{self.batch}" if self.output else f"pp{self.prompt}")
 
     @staticmethod
     def read(word: str, prompt: int, output: int) -> Figure:
-        """``pp512`` or ``b8``; decoding takes `output` tokens after prompts of `prompt`. ConfigError."""
-        kind, number = word.rstrip("0123456789"), word.lstrip("bp")
-        if kind not in ("b", "pp") or not number.isdigit() or int(number) < 1:
-            raise ConfigError(f"--figures: {word!r} is not like pp512 or b8.")
-        return Figure(int(number), 1, 0) if kind == "pp" else Figure(prompt, int(number), output)
+        """``pp512``, ``b8`` or ``b1@2048``: decoding takes `output` tokens after prompts of `prompt`
+        tokens, or of as many as stand after the @ (0: one). ConfigError.
+        """
+        found = _FIGURE.fullmatch(word)
+        if found is None:
+            raise ConfigError(f"--figures: {word!r} is not like pp512, b8 or b1@2048.")
+        if found["prompt"]:
+            return Figure(int(found["prompt"]), 1, 0, word)
+        context = prompt if found["context"] is None else max(int(found["context"]), 1)
+        return Figure(context, int(found["batch"]), output, word)
+
+
+_FIGURE = re.compile(r"pp(?P<prompt>[1-9]\d{0,7})|b(?P<batch>[1-9]\d{0,7})(@(?P<context>\d{1,8}))?")
 
 
 @dataclass(frozen=True)

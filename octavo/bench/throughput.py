@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from octavo.bench import breakdown, report
+from octavo.bench import breakdown, figures, report
 from octavo.bench.data import Sample, Wanted, samples
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.session import Ask, Session
@@ -14,6 +14,9 @@ from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
+
+GRID = ("b1", "b2", "b4", "b8", "b16", "b32", "b64")
+_GRID_OUTPUT, _GRID_ROUNDS = 16, 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Options:
     range_ratio: float = 0.0
     prefix_len: int = 0
     n: int = 1
+    grid: bool = False
     async_engine: bool = False
     disable_detokenize: bool = False
     output_json: str | None = None
@@ -55,12 +59,25 @@ class Options:
 def run(asked: Asked) -> dict[str, Any]:
     """Load the model and measure; the figures as the JSON holds them."""
     options = Options(**asked.own)
+    if options.grid:
+        return _grid(options, asked)
     config = engine_config(asked, engine_defaults(options))
     from octavo import launch
 
     session = Session(launch.build(config))
     found = samples(options.wanted(asked.seed, session.launched.arch.vocab))
     return {**_asked_for(options, config), **measure(session, found, options)}
+
+
+def _grid(options: Options, asked: Asked) -> dict[str, Any]:
+    """Decoding in batches of 1 to 64 after prompts of 128 tokens, on one engine."""
+    from octavo import launch
+
+    wanted = figures.read(GRID, options.output_len or _GRID_OUTPUT)
+    config = engine_config(asked, figures.engine_defaults(wanted))
+    session = Session(launch.build(config))
+    found = figures.measure(session, config, wanted, _GRID_ROUNDS, asked.seed)
+    return {**_asked_for(options, config), "grid": found}
 
 
 def engine_defaults(options: Options) -> dict[str, Any]:
@@ -120,6 +137,8 @@ def _asked_for(options: Options, config: EngineConfig) -> dict[str, Any]:
 
 def text(result: dict[str, Any]) -> str:
     """The report for people; its first lines are vLLM's."""
+    if "grid" in result:
+        return figures.text(result["grid"])
     lines = [
         f"Throughput: {result['requests_per_second']:.2f} requests/s, "
         f"{result['tokens_per_second']:.2f} total tokens/s, "

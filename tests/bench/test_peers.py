@@ -31,11 +31,13 @@ def program(folder: Path, text: str, name: str = "program") -> Path:
 
 
 def test_figures_are_read() -> None:
-    assert Figure.read("pp512", 128, 32) == PP
-    assert Figure.read("b8", 128, 32) == B8
+    assert Figure.read("pp512", 128, 32) == Figure(512, 1, 0, "pp512")
+    assert Figure.read("b8", 128, 32) == Figure(128, 8, 32, "b8")
+    assert Figure.read("b2@4096", 128, 32) == Figure(4096, 2, 32, "b2@4096")
+    assert Figure.read("b1@0", 128, 32).prompt == 1
     assert (PP.name, B8.name) == ("pp512", "b8")
-    for word in ("b", "pp", "x8", "b0", "b8x", "pb8"):
-        with pytest.raises(ConfigError, match="not like pp512 or b8"):
+    for word in ("b", "pp", "x8", "b0", "b8x", "pb8", "pp8@2", "b8@"):
+        with pytest.raises(ConfigError, match="not like pp512, b8 or b1@2048"):
             Figure.read(word, 128, 32)
 
 
