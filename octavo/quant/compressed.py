@@ -95,7 +95,7 @@ class CompressedTensors:
             return (_packed if kind == "int32" else _fp4)(tensors, rows, cols, scheme)
         if tensors.stored("weight").dtype == "int8":
             return _int8(tensors, rows, cols, scheme)
-        scale, group = small_floats.spread(tensors, "weight_scale", rows, cols, scheme.block)
+        scale, group = _scale(tensors, rows, cols, scheme)
         return small_floats.fp8(tensors, rows, cols, scale, group)
 
     def _scheme(self, stem: str) -> _Scheme:
@@ -197,14 +197,8 @@ def _group_of(tensors: Tensors, cols: int) -> NDArray[np.int32] | None:
 
 
 def _scale(tensors: Tensors, rows: int, cols: int, scheme: _Scheme) -> tuple[F32, int]:
-    """(scales [rows, groups], columns in a group); the config's group counts where it fits."""
-    scale, group = small_floats.spread(tensors, "weight_scale", rows, cols, scheme.block)
-    if scheme.group and scheme.group < cols and scale.shape[1] > 1:
-        group = scheme.group
-    if -(-cols // group) != scale.shape[1]:
-        shape = [rows, -(-cols // group)]
-        raise tensors.error("weight_scale", f"has shape {[rows, scale.shape[1]]}, expected {shape}")
-    return scale, group
+    """(scales [rows, groups], columns in a group)."""
+    return small_floats.spread(tensors, "weight_scale", rows, cols, block=scheme.block, group=scheme.group)
 
 
 def _int8(tensors: Tensors, rows: int, cols: int, scheme: _Scheme) -> Int8:

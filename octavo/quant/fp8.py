@@ -39,7 +39,7 @@ class Fp8Checkpoint:
         suffix = tensors.suffixes[1]
         shape = tensors.stored(suffix).shape
         block = self._block if suffix == "weight_scale_inv" and len(shape) == 2 else None
-        scale, group = small_floats.spread(tensors, suffix, rows, cols, block)
+        scale, group = small_floats.spread(tensors, suffix, rows, cols, block=block)
         return small_floats.fp8(tensors, rows, cols, scale, group)
 
 

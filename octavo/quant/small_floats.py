@@ -29,15 +29,23 @@ def scales(tensors: Tensors, suffix: str, shape: tuple[Size, ...]) -> F32:
 
 def power_of_two(codes: NDArray[np.uint8]) -> F32:
     """e8m0: 2 ** (code - 127), 255 is no number. OCP Microscaling Formats v1.0, 5.4.1."""
-    powers = np.ldexp(np.float32(1), codes.astype(np.int32) - 127).astype(np.float32)
-    return np.where(codes == 255, np.float32(np.nan), powers)
+    number = codes != 255
+    powers = np.ldexp(np.float32(1), np.where(number, codes, 0).astype(np.int32) - 127).astype(np.float32)
+    return np.where(number, powers, np.float32(np.nan))
 
 
 def spread(
-    tensors: Tensors, suffix: str, rows: int, cols: int, block: tuple[int, int] | None
+    tensors: Tensors,
+    suffix: str,
+    rows: int,
+    cols: int,
+    *,
+    block: tuple[int, int] | None = None,
+    group: int | None = None,
 ) -> tuple[F32, int]:
     """(scales [rows, groups], columns in a group) of a tensor that holds one number for the matrix, one for
-    each row, one for each group of a row, or, when `block` (rows, columns) is given, one for each block.
+    each row, one for each `group` columns of a row, or, when `block` (rows, columns) is given, one for each
+    block. Without a group that divides them so, the columns are shared out evenly.
     """
     found = tensors.stored(suffix).shape
     if block is not None:
@@ -48,8 +56,9 @@ def spread(
         return np.full((rows, 1), scales(tensors, suffix, found).reshape(-1)[0], np.float32), cols
     if len(found) == 1:
         return scales(tensors, suffix, (rows,)).reshape(-1, 1), cols
-    given = scales(tensors, suffix, (rows, range(1, cols + 1)))
-    return given, -(-cols // given.shape[1])
+    groups = found[1] if len(found) == 2 and found[1] and cols % found[1] == 0 else 1
+    group = group or cols // groups
+    return scales(tensors, suffix, (rows, -(-cols // group))), group
 
 
 def fp8(tensors: Tensors, rows: int, cols: int, scale: F32, group: int) -> Fp8:

@@ -1,7 +1,8 @@
-"""A quantized module in memory, as a checkpoint gives it."""
+"""A quantized module in memory as a checkpoint gives it, and files of tensors that NumPy has no type for."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,34 @@ class Held:
 
     def file_of(self, name: str) -> Path:
         return Path("folder/model.safetensors")
+
+
+_CODES = {
+    "float16": "F16",
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "int8": "I8",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "float8_e4m3fn": "F8_E4M3",
+}
+
+
+def save(tensors: dict[str, Any], path: Path) -> None:
+    """A safetensors file of values as Held takes them."""
+    header, data = {}, b""
+    for name, value in tensors.items():
+        tensor = _dense(value)
+        raw = np.ascontiguousarray(tensor.data).tobytes()
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
 
 
 def _dense(value: Any) -> Dense:

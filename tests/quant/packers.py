@@ -101,3 +101,101 @@ def awq(rng: Rng, rows: int, cols: int, *, group: int = 64, gemv: bool = False) 
         "scales": np.ascontiguousarray(scale.T),
     }
     return tensors, values
+
+
+def packed(
+    rng: Rng,
+    rows: int,
+    cols: int,
+    *,
+    bits: int = 4,
+    group: int = 32,
+    asymmetric: bool = False,
+    act_order: bool = False,
+    scale_type: Any = np.float16,
+) -> Module:
+    """compressed-tensors' pack-quantized: codes signed, stored plus half their range."""
+    group = cols if group == -1 else group
+    codes, scale, zero = grid(rng, rows, cols, bits, group, asymmetric)
+    zero = np.minimum(zero, (1 << bits) - 1)
+    group_of = np.arange(cols) // group
+    if act_order:
+        group_of = group_of[rng.permutation(cols)]
+    tensors = {
+        "weight_packed": along_rows(codes, bits),
+        "weight_scale": scale.astype(scale_type),
+        "weight_shape": np.array([rows, cols], np.int64),
+    }
+    if asymmetric:
+        tensors["weight_zero_point"] = np.ascontiguousarray(along_rows(zero.T, bits).T)
+    if act_order:
+        tensors["weight_g_idx"] = group_of.astype(np.int32)
+    return tensors, numbers(codes, scale, zero, group_of)
+
+
+def int8(rng: Rng, rows: int, cols: int, *, group: int = -1, asymmetric: bool = False) -> Module:
+    """compressed-tensors' int-quantized."""
+    group = cols if group == -1 else group
+    codes, scale, zero = grid(rng, rows, cols, 8, group, asymmetric)
+    tensors = {"weight": (codes - 128).astype(np.int8), "weight_scale": scale}
+    zero = np.minimum(zero, 255)
+    if asymmetric:
+        tensors["weight_zero_point"] = (zero - 128).astype(np.int8)
+    return tensors, numbers(codes, scale, zero, np.arange(cols) // group)
+
+
+def e4m3(code: int) -> float:
+    """One 8-bit float, from its sign, exponent and mantissa."""
+    sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+    size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -size if sign else size
+
+
+def e2m1(code: int) -> float:
+    """One 4-bit float."""
+    sign, exponent, mantissa = code >> 3, code >> 1 & 3, code & 1
+    size = mantissa / 2 if exponent == 0 else (1 + mantissa / 2) * 2.0 ** (exponent - 1)
+    return -size if sign else size
+
+
+def fp8(rng: Rng, rows: int, cols: int, *, scales: str = "row", name: str = "weight_scale") -> Module:
+    """8-bit floats; `scales`: one for the "matrix", the "row", a "block" of 128 x 128, "32" columns (e8m0).
+
+    8-bit tensors that NumPy has no type for come as (bits, dtype).
+    """
+    codes = rng.integers(0, 0x7F, (rows, cols)) | rng.integers(0, 2, (rows, cols)) << 7
+    shape = {"matrix": (1,), "row": (rows, 1), "block": (-(-rows // 128), -(-cols // 128))}
+    if scales == "32":
+        powers = rng.integers(110, 120, (rows, -(-cols // 32)))
+        scale, stored = 2.0 ** (powers - 127), powers.astype(np.uint8)
+    else:
+        stored = (rng.uniform(0.5, 2, shape[scales]) / 3000).astype(np.float32)
+        scale = stored.astype(np.float64)
+    whole = {
+        "matrix": lambda: scale.reshape(1, 1),
+        "row": lambda: scale,
+        "block": lambda: np.kron(scale, np.ones((128, 128)))[:rows, :cols],
+        "32": lambda: np.repeat(scale, 32, axis=1)[:, :cols],
+    }[scales]()
+    values = (np.vectorize(e4m3)(codes) * whole).astype(np.float32)
+    return {"weight": (codes.astype(np.uint8), "float8_e4m3fn"), name: stored}, values
+
+
+def fp4(rng: Rng, rows: int, cols: int, *, nv: bool) -> Module:
+    """NVFP4 (16 columns, a scale of 8 bits over one for the matrix) and MXFP4 (32, a power of two)."""
+    group = 16 if nv else 32
+    codes = rng.integers(0, 16, (rows, cols))
+    pairs = np.pad(codes, ((0, 0), (0, cols % 2))).reshape(rows, -1, 2)
+    tensors: dict[str, Any] = {"weight_packed": (pairs[..., 0] | pairs[..., 1] << 4).astype(np.uint8)}
+    shape = (rows, -(-cols // group))
+    if nv:
+        bits, over = rng.integers(0x30, 0x7F, shape), np.float32(1234.5)
+        tensors["weight_scale"] = (bits.astype(np.uint8), "float8_e4m3fn")
+        tensors["weight_global_scale"] = np.array([over])
+        scale = np.vectorize(e4m3)(bits) / float(over)
+    else:
+        powers = rng.integers(115, 125, shape)
+        tensors["weight_scale"] = powers.astype(np.uint8)
+        scale = 2.0 ** (powers - 127)
+    values = np.vectorize(e2m1)(codes) * np.repeat(scale, group, axis=1)[:, :cols]
+    return tensors, values.astype(np.float32)

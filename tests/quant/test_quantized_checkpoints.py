@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import packers
 import pytest
-from safetensors.numpy import save_file
+from held import save
 from test_online import prompt_step
 from tiny_model import LIMITS, TINY
 
@@ -64,17 +64,15 @@ class Written:
         self.stored = stored
         for name, tensors, said in (("plain", plain, None), ("stored", stored, config)):
             (folder / name).mkdir()
-            save_file(
-                {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / name / "model.safetensors"
-            )
+            save(tensors, folder / name / "model.safetensors")
             whole = {**SMALL, **({"quantization_config": said} if said else {})}
             (folder / name / "config.json").write_text(json.dumps(whole))
 
     def rewrite(self, **changes: Any) -> None:
         """Tensors changed (None: removed) in the quantized checkpoint."""
         tensors = {**self.stored, **{name.replace("__", "."): value for name, value in changes.items()}}
-        whole = {k: np.ascontiguousarray(v) for k, v in tensors.items() if v is not None}
-        save_file(whole, self.folder / "stored" / "model.safetensors")
+        whole = {k: v for k, v in tensors.items() if v is not None}
+        save(whole, self.folder / "stored" / "model.safetensors")
 
     def loaded(self, name: str = "stored") -> dict[str, Any]:
         folder = self.folder / name
@@ -116,6 +114,48 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "z
 
 def awq(rng: Any, module: str, rows: int, cols: int) -> Any:
     return packers.awq(rng, rows, cols, group=32)
+
+
+def compressed(inputs: Any = None, **weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": ["lm_head"]}
+
+
+OTHERS = {
+    "w4a16": (
+        compressed(num_bits=4, group_size=32),
+        lambda rng, _, *shape: packers.packed(rng, *shape, asymmetric=True),
+    ),
+    "w8a16": (compressed(num_bits=8), lambda rng, _, *shape: packers.packed(rng, *shape, bits=8, group=-1)),
+    "w8a8": (
+        compressed({"num_bits": 8, "dynamic": True, "strategy": "token", "symmetric": False}, num_bits=8),
+        lambda rng, _, *shape: packers.int8(rng, *shape),
+    ),
+    "fp8": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        lambda rng, _, *shape: packers.fp8(rng, *shape, scales="block", name="weight_scale_inv"),
+    ),
+    "nvfp4": (
+        compressed(num_bits=4, type="float", group_size=16),
+        lambda rng, _, *shape: packers.fp4(rng, *shape, nv=True),
+    ),
+    "mxfp4": (
+        compressed(num_bits=4, type="float", group_size=32),
+        lambda rng, _, *shape: packers.fp4(rng, *shape, nv=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_formats_answer_as_their_numbers_do(tmp_path: Path, name: str) -> None:
+    written = Written(tmp_path, *OTHERS[name])
+    one = np.ones(1, np.float32)
+    written.rewrite(
+        model__layers__0__self_attn__k_scale=one, model__layers__1__self_attn__q_proj__input_scale=one
+    )
+    expected = written.logits("plain")
+    for backend in ("native", "numpy"):
+        np.testing.assert_allclose(written.logits("stored", backend), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["native", "numpy", "torch"])
