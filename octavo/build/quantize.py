@@ -13,6 +13,7 @@ from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.log import logger
 from octavo.quant.awq import Awq
+from octavo.quant.bitsandbytes import BitsAndBytes
 from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format
 from octavo.quant.fp8 import Fp8Checkpoint
@@ -24,6 +25,7 @@ log = logger(__name__)
 FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "gptq": Gptq,
     "awq": Awq,
+    "bitsandbytes": BitsAndBytes,
     "compressed-tensors": CompressedTensors,
     "fp8": Fp8Checkpoint,
     "fbgemm-fp8": Fp8Checkpoint,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.ops.layouts import BLOCK, Int4Group, Int8, Layout, pack4
+from octavo.ops.layouts import BLOCK, Int4Group, Int8, IntBits, Layout, pack4
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -45,8 +45,10 @@ def grouped(
         if bits < 4 and zero is None:
             zero = np.full(scale.shape, middle)
         return Int4Group(pack4(codes), codes.shape[1], scale, group, _float(zero), order=order)
+    if bits in (5, 6):
+        return IntBits(codes, bits, scale, group, _float(zero), order=order)
     signed = (codes ^ np.uint8(128)).view(np.int8)  # code - 128
-    # The middle of codes of 5 to 7 bits is not 128.
+    # The middle of codes of 7 bits is not 128.
     shifted = zero.astype(np.int32) - 128 if zero is not None else None
     if shifted is None and bits < 8:
         shifted = np.full(scale.shape, middle - 128)

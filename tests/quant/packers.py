@@ -6,6 +6,7 @@ are built as one whole number of any length, which knows nothing of words.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -198,4 +199,44 @@ def fp4(rng: Rng, rows: int, cols: int, *, nv: bool) -> Module:
         tensors["weight_scale"] = powers.astype(np.uint8)
         scale = 2.0 ** (powers - 127)
     values = np.vectorize(e2m1)(codes) * np.repeat(scale, group, axis=1)[:, :cols]
+    return tensors, values.astype(np.float32)
+
+
+def bnb4(
+    rng: Rng, rows: int, cols: int, *, block: int = 64, nested: bool = False, fp4: bool = False
+) -> Module:
+    """bitsandbytes' 4 bits: blocks over the flattened matrix, the first code of two in the high half."""
+    count = rows * cols
+    blocks = -(-count // block)
+    table = np.sort(rng.uniform(-1, 1, 16)).astype(np.float32)
+    codes = rng.integers(0, 16, count)
+    state: dict[str, Any] = {"blocksize": block, "quant_type": "fp4" if fp4 else "nf4", "shape": [rows, cols]}
+    tensors: dict[str, Any] = {"weight.quant_map": table}
+    if nested:
+        inner = rng.uniform(-1, 1, 256).astype(np.float32)
+        small, over = (
+            rng.integers(0, 256, blocks),
+            rng.uniform(0.01, 0.02, -(-blocks // 256)).astype(np.float32),
+        )
+        state |= {"nested_blocksize": 256, "nested_offset": 0.125, "nested_dtype": "float32"}
+        sizes = inner[small].astype(np.float64) * np.repeat(over, 256)[:blocks] + 0.125
+        tensors |= {"weight.absmax": small.astype(np.uint8), "weight.nested_absmax": over}
+        tensors["weight.nested_quant_map"] = inner
+    else:
+        sizes = rng.uniform(0.1, 0.2, blocks).astype(np.float32)
+        tensors["weight.absmax"] = sizes
+    pairs = np.pad(codes, (0, count % 2)).reshape(-1, 2)
+    tensors["weight"] = (pairs[:, :1] << 4 | pairs[:, 1:]).astype(np.uint8)
+    raw = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    tensors[f"weight.quant_state.bitsandbytes__{state['quant_type']}"] = raw
+    values = table[codes].astype(np.float64) * np.repeat(sizes, block)[:count]
+    return tensors, values.reshape(rows, cols).astype(np.float32)
+
+
+def bnb8(rng: Rng, rows: int, cols: int) -> Module:
+    """bitsandbytes' 8 bits."""
+    codes = rng.integers(-127, 128, (rows, cols))
+    largest = rng.uniform(0.1, 0.2, rows).astype(np.float32)
+    values = codes * largest.astype(np.float64)[:, None] / 127
+    tensors = {"weight": codes.astype(np.int8), "SCB": largest, "weight_format": np.zeros((), np.uint8)}
     return tensors, values.astype(np.float32)

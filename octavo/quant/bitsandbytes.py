@@ -1,0 +1,134 @@
+"""bitsandbytes, as transformers saves it. A module X of [rows, cols] stands in one of two forms.
+
+4 bits (Dettmers et al. 2023): `X.weight` uint8 holds the codes of the flattened matrix, two a byte, the
+first in the high half; each stands for a number of `X.weight.quant_map` [16] (NF4 or FP4), times the largest
+size of its block of 64 (say) neighbours, blocks running on from row to row. `X.weight.absmax` has those
+sizes, as floats or quantized once more: codes of `X.weight.nested_quant_map` [256] times
+`X.weight.nested_absmax` by block, plus `nested_offset`. `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`)
+is JSON in bytes that says the rest.
+
+8 bits (Dettmers et al. 2022): `X.weight` int8 and `X.SCB`, the largest size of each row: weight * SCB / 127.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Container
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.ops.layouts import Dense, Int8, Layout, Lut4, pack4
+from octavo.quant.format import F32, Tensors
+
+_STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
+_NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
+_LARGEST_STATE = 1 << 16
+_BLOCK = range(1, 1 << 20)
+_SMALLEST_GROUP = 8
+"""Columns below which a float for each group takes more room than the numbers."""
+
+
+class BitsAndBytes:
+    """A bitsandbytes checkpoint; its tensors say all that its config does."""
+
+    method = "bitsandbytes"
+    unused: tuple[str, ...] = (r"\.weight_format$",)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        del config
+
+    def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
+        if f"{stem}.SCB" in present:
+            return ("weight", "SCB")
+        if f"{stem}.weight.absmax" not in present:
+            return ()
+        more = [suffix for suffix in (*_NESTED, *_STATES) if f"{stem}.{suffix}" in present]
+        return ("weight", "weight.absmax", "weight.quant_map", *more)
+
+    def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
+        return _int8(tensors, rows, cols) if "SCB" in tensors else _four(tensors, rows, cols)
+
+
+def _int8(tensors: Tensors, rows: int, cols: int) -> Int8:
+    largest = tensors.floats("SCB", tensors.stored("SCB").shape)
+    if largest.size != rows:
+        raise tensors.error("SCB", f"has shape {list(largest.shape)}, expected [{rows}]")
+    scale = (largest.reshape(rows, 1) / np.float32(127)).astype(np.float32)
+    return Int8(tensors.ints("weight", "int8", (rows, cols)), scale, cols)
+
+
+def _four(tensors: Tensors, rows: int, cols: int) -> Layout:
+    state = _state(tensors)
+    count, block = rows * cols, _number(tensors, state, "blocksize")
+    if state.get("shape", [rows, cols]) != [rows, cols]:
+        said = str(state["shape"])[:60]
+        raise tensors.error(_suffix(tensors), f"gives the shape {said}, expected [{rows}, {cols}]")
+    flat = tensors.ints("weight", "uint8", ((count + 1) // 2, 1)).reshape(-1)
+    codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[:count]
+    table = tensors.floats("weight.quant_map", (16,))
+    sizes = _sizes(tensors, state, -(-count // block))
+    if cols % block and block % cols:
+        return _across_rows(codes, table, sizes, block, rows, cols)
+    # Blocks that hold several rows are given to each of them.
+    by_row = np.repeat(sizes, block // cols)[:rows] if block % cols == 0 else sizes
+    group = min(block, cols)
+    return Lut4(pack4(codes.reshape(rows, cols)), cols, table, by_row.reshape(rows, -1), group)
+
+
+def _across_rows(
+    codes: NDArray[np.uint8], table: F32, sizes: F32, block: int, rows: int, cols: int
+) -> Layout:
+    """Blocks end inside rows. What divides both is a group, and where that is small the numbers stand for
+    themselves.
+    """
+    step = math.gcd(block, cols)
+    if step < _SMALLEST_GROUP:
+        values = table[codes] * np.repeat(sizes, block)[: len(codes)]
+        return Dense(np.ascontiguousarray(values.reshape(rows, cols), np.float32), "float32")
+    scale = sizes[np.arange(0, rows * cols, step) // block].reshape(rows, -1)
+    return Lut4(pack4(codes.reshape(rows, cols)), cols, table, scale, step)
+
+
+def _sizes(tensors: Tensors, state: dict[str, Any], blocks: int) -> F32:
+    """The largest size of each block."""
+    if "weight.nested_absmax" not in tensors:
+        return tensors.floats("weight.absmax", (blocks,))
+    codes = tensors.ints("weight.absmax", "uint8", (blocks,))
+    block = _number(tensors, state, "nested_blocksize")
+    over = tensors.floats("weight.nested_absmax", (-(-blocks // block),))
+    table = tensors.floats("weight.nested_quant_map", (256,))
+    offset = state.get("nested_offset", 0)
+    if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise tensors.error(_suffix(tensors), f"gives nested_offset {offset!r:.60}, expected a number")
+    sizes = table[codes] * np.repeat(over, block)[:blocks] + np.float32(offset)
+    return np.asarray(sizes, np.float32)
+
+
+def _suffix(tensors: Tensors) -> str:
+    """The last words of the tensor that holds the state."""
+    found = [suffix for suffix in _STATES if suffix in tensors]
+    if not found:
+        raise tensors.error("weight.absmax", f"has no {_STATES[0]} (or fp4) beside it")
+    return found[0]
+
+
+def _state(tensors: Tensors) -> dict[str, Any]:
+    suffix = _suffix(tensors)
+    raw = tensors.ints(suffix, "uint8", (range(2, _LARGEST_STATE),))
+    try:
+        state = json.loads(raw.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise tensors.error(suffix, f"is not JSON ({str(error)[:80]})") from None
+    if not isinstance(state, dict):
+        raise tensors.error(suffix, "is no JSON object")
+    return state
+
+
+def _number(tensors: Tensors, state: dict[str, Any], key: str) -> int:
+    value = state.get(key)
+    if type(value) is not int or value not in _BLOCK:
+        raise tensors.error(_suffix(tensors), f"gives {key} {value!r:.60}, expected a positive number")
+    return value
