@@ -47,10 +47,16 @@ std::shared_ptr<Weight> pack_matrix(Pool& pool, std::shared_ptr<Arena> arena, co
   return Weight::matrix(pool, std::move(arena), data, d, rows, cols);
 }
 
-Format format_of(const std::string& name) {
-  if (name == "int8") return Format::int8;
-  if (name == "int4") return Format::int4;
-  if (name == "lut4") return Format::lut4;
+Format format_of(const std::string& name, int64_t group = kBlock) {
+  const bool half = group % kBlock != 0;  // blocks of 16
+  if (name == "int8") return half ? Format::int8_16 : Format::int8;
+  if (name == "int4") return half ? Format::int4_16 : Format::int4;
+  if (name == "lut4") return half ? Format::lut4_16 : Format::lut4;
+  if (name == "int6") return half ? Format::int6_16 : Format::int6;
+  if (name == "int5") return Format::int5;
+  if (name == "lut4_wide") return Format::lut4_wide;
+  if (name == "e4m3") return Format::e4m3;
+  if (name == "e5m2") return Format::e5m2;
   throw std::invalid_argument("octavo: no packed format " + name);
 }
 
@@ -60,6 +66,14 @@ CacheDtype cache_dtype_of(const std::string& name) {
   return static_cast<CacheDtype>(dtype_of(name));
 }
 
+Inputs inputs_of(const std::string& name) {
+  if (name == "block") return Inputs::block;
+  if (name == "row") return Inputs::row;
+  if (name == "row_zero") return Inputs::row_zero;
+  if (name == "fixed") return Inputs::fixed;
+  throw std::invalid_argument("octavo: inputs cannot be rounded by " + name);
+}
+
 Seen seen_of(const std::string& name) {
   if (name == "float32") return Seen::f32;
   if (name == "bfloat16") return Seen::bf16;
@@ -67,57 +81,57 @@ Seen seen_of(const std::string& name) {
   throw std::invalid_argument("octavo: activations cannot be rounded to " + name);
 }
 
-// Entries that are whole numbers of int8 meet int8 activations; the others are float32 numbers alone.
-Table table_of(const std::vector<float>& values) {
-  Table t{};
-  if (values.empty()) return t;
-  if (values.size() != 16) throw std::invalid_argument("octavo: a table of 4-bit codes has 16 entries");
-  t.whole = true;
-  for (size_t i = 0; i < 16; ++i) {
-    t.values[i] = values[i];
-    const bool fits =
-        values[i] >= -128 && values[i] <= 127 && values[i] == static_cast<float>(static_cast<int>(values[i]));
-    t.whole = t.whole && fits;
-    if (fits) t.bytes[i] = static_cast<uint8_t>(static_cast<int>(values[i]) + 128);
-  }
-  return t;
-}
-
 std::shared_ptr<Weight> pack_quantized(Pool& pool, std::shared_ptr<Arena> arena, const std::string& format,
-                                       const Anything& codes, const Anything& scales, const std::string& dtype,
-                                       const std::optional<Anything>& offsets, const std::string& offset, int64_t rows,
-                                       int64_t cols, int64_t group, float factor, const std::vector<float>& table,
-                                       const std::vector<int32_t>& order) {
-  const PackedMatrix shape{nullptr,
-                           dtype_of(dtype),
-                           rows,
-                           cols,
-                           format_of(format),
-                           offset == "zero"      ? Offset::zero
-                           : offset == "minimum" ? Offset::minimum
-                                                 : Offset::none,
-                           group,
-                           factor,
-                           nullptr};
+                                       const Anything& codes, const Anything& scales,
+                                       const std::optional<Anything>& offsets, const std::optional<Anything>& units,
+                                       const std::optional<Anything>& offset_units, const std::string& dtype,
+                                       const std::string& offset, int64_t rows, int64_t cols, int64_t group,
+                                       int64_t per, float factor, const std::vector<float>& table,
+                                       const std::vector<int32_t>& order, const std::string& inputs, float x_scale,
+                                       float x_zero, const std::optional<Anything>& sums) {
+  PackedMatrix shape{nullptr, dtype_of(dtype), rows, cols, format_of(format, group)};
+  shape.offset = offset == "zero" ? Offset::zero : offset == "minimum" ? Offset::minimum : Offset::none;
+  shape.group = group;
+  shape.factor = factor;
+  shape.per = per;
+  shape.inputs = inputs_of(inputs);
+  shape.x_scale = x_scale;
+  shape.x_zero = x_zero;
   const auto sized = [](const Anything& a, int64_t n, size_t item) {
     if (static_cast<int64_t>(a.size()) != n || a.itemsize() != item)
       throw std::invalid_argument("octavo: the parts of a quantized matrix do not fit together");
   };
-  if (rows <= 0 || cols <= 0 || group <= 0) throw std::invalid_argument("octavo: an empty matrix");
-  const int64_t groups = (cols + group - 1) / group;
-  sized(codes, rows * (shape.format == Format::int8 ? cols : (cols + 1) / 2), 1);
-  sized(scales, rows * groups, size_of(shape.dtype));
-  if (offsets.has_value() != (shape.offset != Offset::none)) throw std::invalid_argument("octavo: offsets of no kind");
-  if (offsets) sized(*offsets, rows * groups, size_of(shape.dtype));
-  if (shape.format == Format::lut4 && (table.size() != 16 || offsets))
-    throw std::invalid_argument("octavo: a lut4 matrix has a table and no offsets");
+  const auto wanted = [](const std::optional<Anything>& a, bool there) {
+    if (a.has_value() != there)
+      throw std::invalid_argument("octavo: a quantized matrix with a part too many or too few");
+  };
+  if (rows <= 0 || cols <= 0 || group <= 0 || per < 0) throw std::invalid_argument("octavo: an empty matrix");
+  const int64_t groups = (cols + group - 1) / group, unit_columns = per > 0 ? (groups + per - 1) / per : 0;
+  const size_t item = per > 0 ? 1 : size_of(shape.dtype);
+  const bool joined = shape.offset != Offset::none;
+  sized(codes, rows * (bits_of(shape.format) == 4 ? (cols + 1) / 2 : cols), 1);
+  sized(scales, rows * groups, item);
+  wanted(offsets, joined);
+  wanted(units, per > 0);
+  wanted(offset_units, per > 0 && joined);
+  wanted(sums, shape.has_zero());
+  if (offsets) sized(*offsets, rows * groups, item);
+  if (units) sized(*units, rows * unit_columns, size_of(shape.dtype));
+  if (offset_units) sized(*offset_units, rows * unit_columns, size_of(shape.dtype));
+  if (sums) sized(*sums, rows, sizeof(float));
+  if (is_table(shape.format) != !table.empty() || ((is_table(shape.format) || is_fp8(shape.format)) && joined))
+    throw std::invalid_argument("octavo: a table belongs to lut4, offsets to whole numbers");
   check_order(order, cols);
+  const auto data = [](const std::optional<Anything>& a) -> const void* { return a ? a->data() : nullptr; };
   const QuantSource source{static_cast<const uint8_t*>(codes.data()),
                            scales.data(),
-                           offsets ? offsets->data() : nullptr,
+                           data(offsets),
+                           data(units),
+                           data(offset_units),
                            groups,
                            order,
-                           table_of(table)};
+                           table.empty() ? Table{} : table_of(table),
+                           static_cast<const float*>(data(sums))};
   nb::gil_scoped_release release;
   return Weight::quantized(pool, std::move(arena), source, shape);
 }
@@ -128,7 +142,7 @@ std::shared_ptr<Weight> pack_rounded(Pool& pool, std::shared_ptr<Arena> arena, c
   const Dtype d = dtype_of(dtype);
   const Kernels* kernels = select_kernels(isa.c_str());
   const Format f = format_of(format);
-  if (array.ndim() != 2 || array.itemsize() != size_of(d) || !kernels || f == Format::lut4)
+  if (array.ndim() != 2 || array.itemsize() != size_of(d) || !kernels || (f != Format::int8 && f != Format::int4))
     throw std::invalid_argument("octavo: only a matrix [rows, cols] is rounded, to int8 or int4");
   const void* data = array.data();
   const PackedMatrix shape{nullptr,
@@ -274,8 +288,10 @@ NB_MODULE(_native, m) {
 
   nb::class_<Weight>(m, "Weight")
       .def_static("matrix", &pack_matrix, "pool"_a, "arena"_a, "array"_a, "dtype"_a)
-      .def_static("quantized", &pack_quantized, "pool"_a, "arena"_a, "format"_a, "codes"_a, "scales"_a, "dtype"_a,
-                  "offsets"_a.none(), "offset"_a, "rows"_a, "cols"_a, "group"_a, "factor"_a, "table"_a, "order"_a)
+      .def_static("quantized", &pack_quantized, "pool"_a, "arena"_a, "format"_a, "codes"_a, "scales"_a,
+                  "offsets"_a.none(), "units"_a.none(), "offset_units"_a.none(), "dtype"_a, "offset"_a, "rows"_a,
+                  "cols"_a, "group"_a, "per"_a, "factor"_a, "table"_a, "order"_a, "inputs"_a, "x_scale"_a, "x_zero"_a,
+                  "sums"_a.none())
       .def_static("rounded", &pack_rounded, "pool"_a, "arena"_a, "isa"_a, "array"_a, "dtype"_a, "format"_a, "group"_a)
       .def_static(
           "vector",

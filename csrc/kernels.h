@@ -16,26 +16,59 @@ constexpr int kTile = 16;  // output rows of a weight tile, and keys of an atten
 
 constexpr int kBlock = 32;  // columns of a quantized weight that share one activation scale
 
-// What the numbers of a matrix are. dense: see Dtype. int8: codes -128 .. 127. int4: codes 0 .. 15, eight of
-// which is zero unless the matrix says otherwise. lut4: codes 0 .. 15 into a table.
-enum class Format : int { dense = 0, int8 = 1, int4 = 2, lut4 = 3 };
+// What the numbers of a matrix are. dense: see Dtype. int8: codes -128 .. 127. int4, int5, int6: codes 0 .. 2^bits - 1,
+// the middle one of which is zero unless the matrix says otherwise. lut4: codes 0 .. 15 into a table of int8;
+// lut4_wide: into one of three bytes an entry. e4m3, e5m2: 8-bit floats. Those with 16: in blocks of 16 columns.
+enum class Format : int {
+  dense = 0,
+  int8 = 1,
+  int4 = 2,
+  lut4 = 3,
+  int5 = 4,
+  int6 = 5,
+  lut4_wide = 6,
+  e4m3 = 7,
+  e5m2 = 8,
+  int8_16 = 9,
+  int4_16 = 10,
+  lut4_16 = 11,
+  int6_16 = 12,
+  int8_full = 13  // never packed: int8 that meets inputs of -128 where dot8 does not take them
+};
+constexpr int kFormats = 13;  // that are packed
+constexpr int block_of(Format f) { return f >= Format::int8_16 && f <= Format::int6_16 ? 16 : kBlock; }
+constexpr bool is_table(Format f) { return f == Format::lut4 || f == Format::lut4_wide || f == Format::lut4_16; }
+constexpr bool is_fp8(Format f) { return f == Format::e4m3 || f == Format::e5m2; }
+constexpr int bits_of(Format f) {
+  if (f == Format::int8 || f == Format::int8_16 || f == Format::int8_full || is_fp8(f)) return 8;
+  return f == Format::int5 ? 5 : f == Format::int6 || f == Format::int6_16 ? 6 : 4;
+}
+constexpr size_t block_bytes_of(Format f) { return static_cast<size_t>(block_of(f) * bits_of(f) * 2); }
 // What is added to scale * code in a group: nothing, -scale * zero, or a minimum.
 enum class Offset : int { none = 0, zero = 1, minimum = 2 };
 
-// The table of a lut4 matrix: as float32, and, where all entries are whole numbers of int8, those plus 128.
+// The table of a matrix, whole numbers: as float32, and as digits -128 .. 127 (plus 128) to the base 256, the most
+// significant last. One digit is enough for lut4.
 struct Table {
   float values[16];
-  uint8_t bytes[16];
-  bool whole;
+  uint8_t bytes[3][16];
 };
+
+// How the inputs of an int8 product are rounded: a scale for each block (largest / 127); or, as W8A8 checkpoints have
+// it, for each row, without a zero (largest / 127.5) or with one; or the matrix's own scale and zero.
+enum class Inputs : int { block = 0, row = 1, row_zero = 2, fixed = 3 };
 
 // A matrix [rows, cols] packed in tiles of 16 output rows; rows are padded with zeros to full tiles.
 // Dense:
 //   f32: tile, k, row.   f16: the same with 2 bytes.   bf16: tile, k/2, row, (even k, odd k): a pair is 32 bits.
 // Quantized: a tile is a stream of 64-byte lines, columns padded to whole blocks of 32. A header holds the scales
 // of the next group (16 rows, then as many offsets), or of the next two groups where that fills a line; the blocks
-// of those groups follow. A line of codes is 16 rows by 4 columns of a byte: code + 128 of columns 4q .. 4q+3 for
-// int8; for 4 bits columns 4q .. in the low half and 16 + 4q .. in the high half.
+// of those groups follow. With `per`, the header of that many groups holds units (16 rows, then those of the minima)
+// and for each group a byte a row (then one of the minimum): the scale is their product. A line of codes is 16 rows by
+// 4 columns of a byte: code + 128 of columns 4q .. 4q+3 for int8; for 4 bits columns 4q .. in the low half and, half
+// a block on, in the high half. 5 and 6 bits: the same for the low four, then a line whose bit q is the fifth of
+// columns 4q .., or lines of four quads each whose bits 2q, 2q+1 are the fifth and sixth. 8-bit floats: column by
+// column, 16 rows each.
 struct PackedMatrix {
   const void* data;
   Dtype dtype;  // of the numbers; of the scales when quantized
@@ -45,32 +78,41 @@ struct PackedMatrix {
   int64_t group = 0;  // columns that share a scale, a multiple of 32
   float factor = 1;   // on the whole matrix
   const Table* table = nullptr;
+  int64_t per = 0;  // groups that share a unit; 0: scales stand as they are
+  Inputs inputs = Inputs::block;
+  float x_scale = 0, x_zero = 0;  // of fixed inputs
+  const float* sums = nullptr;    // of each row's numbers, where inputs have a zero
 
-  int64_t blocks() const { return (cols + kBlock - 1) / kBlock; }
+  int block() const { return block_of(format); }
+  int64_t blocks() const { return (cols + block() - 1) / block(); }
   size_t scales_bytes() const { return kTile * size_of(dtype) * (offset == Offset::none ? 1 : 2); }
-  int header_groups() const { return scales_bytes() < 64 ? 2 : 1; }
-  size_t header_bytes() const { return scales_bytes() * static_cast<size_t>(header_groups()); }
-  size_t block_bytes() const { return format == Format::int8 ? 512 : 256; }
+  int header_groups() const { return per > 0 ? static_cast<int>(per) : scales_bytes() < 64 ? 2 : 1; }
+  size_t header_bytes() const {
+    if (per == 0) return scales_bytes() * static_cast<size_t>(header_groups());
+    const size_t bytes = kTile * static_cast<size_t>(per) * (offset == Offset::none ? 1 : 2);
+    return (scales_bytes() + bytes + 63) / 64 * 64;
+  }
+  size_t block_bytes() const { return block_bytes_of(format); }
   size_t tile_bytes() const {
     if (format != Format::dense) {
-      const int64_t chunk = header_groups() * group / kBlock, headers = (blocks() + chunk - 1) / chunk;
+      const int64_t chunk = header_groups() * group / block(), headers = (blocks() + chunk - 1) / chunk;
       return static_cast<size_t>(blocks()) * block_bytes() + static_cast<size_t>(headers) * header_bytes();
     }
     const int64_t depth = dtype == Dtype::bf16 ? (cols + 1) / 2 * 2 : cols;
     return static_cast<size_t>(depth) * kTile * size_of(dtype);
   }
   int64_t tiles() const { return (rows + kTile - 1) / kTile; }
-  // Whether the codes meet int8 activations; otherwise they are widened to float32.
-  bool whole() const { return format != Format::lut4 || table->whole; }
+  bool has_zero() const { return inputs == Inputs::row_zero || (inputs == Inputs::fixed && x_zero != 0); }
 };
 
-// A linear's input as quantized matrices read it: int8 in blocks of 32 columns, each with a scale. Rows stand in
-// panels of as many as the kernel takes at once (the last one may hold fewer), so that it reads on and on.
+// A linear's input as quantized matrices read it: int8 in blocks (of 32 columns or 16), each with a scale. Rows stand
+// in panels of as many as the kernel takes at once (the last one may hold fewer), so that it reads on and on.
 struct QuantizedRows {
-  int8_t* codes;    // panels of [8 * blocks, rows, 4 columns], zero-padded
+  int8_t* codes;    // panels of [blocks * quads of a block, rows, 4 columns], zero-padded
   float* scales;    // panels of [blocks, rows]
   float* sums;      // the same: scale * sum of the codes
   int32_t* biases;  // the same: what the sum of products starts from, see quantize_row
+  float* zeros;     // [n]: scale * zero of a row, which every column has too much
   int64_t blocks, n;
 };
 

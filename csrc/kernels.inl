@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "simd_bits.h"
 #include "simd_int.h"
 
 namespace octavo::OCTAVO_ISA {
@@ -21,8 +22,12 @@ constexpr int kVectors = 2;  // and vectors of keys, or of dimensions
 constexpr int kRows = 3;
 constexpr int kQueries = 4;
 constexpr int kVectors = 1;
-#else
+#elif defined(OCTAVO_NEON)
 constexpr int kRows = 4;
+constexpr int kQueries = 4;
+constexpr int kVectors = 1;
+#else  // nobody waits for it but the compiler
+constexpr int kRows = 1;
 constexpr int kQueries = 4;
 constexpr int kVectors = 1;
 #endif
@@ -40,10 +45,12 @@ inline Vec take(const float* p, int lanes) { return lanes == 16 ? load(p) : load
 inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(p, x, lanes); }
 
 // What others call comes first.
+#include "kernels_bits.inl"
 #include "kernels_quant.inl"
 #include "kernels_rows.inl"
 
 #include "kernels_attention.inl"
+#include "kernels_fp8.inl"
 #include "kernels_limits.inl"
 #include "kernels_linear.inl"
 

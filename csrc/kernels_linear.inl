@@ -64,12 +64,6 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
 }
 
 #if OCTAVO_BF16_DOT
-inline Vec dot_pairs(Vec sum, __m512bh w, const uint16_t* x) {
-  int32_t pair;
-  std::memcpy(&pair, x, 4);
-  return {_mm512_dpbf16_ps(sum.v, w, reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
-}
-
 // Two bf16 products a lane and instruction (vdpbf16ps), float32 sums.
 template <int M>
 void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
@@ -99,6 +93,7 @@ void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
 
 template <int M>
 void linear_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+  if (is_fp8(a.weight.format)) return fp8_rows<M>(a, row, tile);
   if (a.weight.format != Format::dense) return quant_rows<M>(a, row, tile);
 #if OCTAVO_BF16_DOT
   if (a.x_bf16) return linear_tile_dot<M>(a, row, tile);

@@ -119,7 +119,7 @@ void Plan::add(Node node) {
   seconds_.push_back(0);
   const bool quantized = nodes_.back().kind == OpKind::linear && nodes_.back().weight->packed().format != Format::dense;
   if (max_in_ > 0 && (rounding_.dense == Seen::bf16 || quantized)) {
-    // Room for float32 rows (bf16 widened, padded to pairs), or for int8 rows with three numbers a block.
+    // Room for float32 rows (bf16 widened, padded to pairs), or for int8 rows with three numbers a block and one more.
     const int64_t rows = std::max(limits_.tokens, limits_.logit_rows);
     const size_t bytes = static_cast<size_t>(rows * (max_in_ + 2 * kBlock)) * 4 + 256;
     if (rounded_.bytes() < bytes) rounded_ = Memory(bytes);
@@ -299,7 +299,8 @@ void Plan::embedding(const Node& n) {
 
 void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
   const int64_t stride = (x.width + 1) / 2 * 2;
-  const bool dot = kernels_->bf16_dot && args.weight.dtype == Dtype::bf16 && args.weight.format == Format::dense;
+  const bool dense = args.weight.dtype == Dtype::bf16 && args.weight.format == Format::dense;
+  const bool dot = kernels_->bf16_dot && (dense || is_fp8(args.weight.format));
   auto* halves = rounded_.as<uint16_t>();
   auto* floats = rounded_.as<float>();
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
@@ -316,10 +317,11 @@ void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
 void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
   const int64_t blocks = args.weight.blocks(), all = rows * blocks;
   auto* floats = rounded_.as<float>();
-  args.x_int8 = {reinterpret_cast<int8_t*>(floats + 3 * ((all + 15) / 16 * 16)),
+  args.x_int8 = {reinterpret_cast<int8_t*>(floats + (3 * all + rows + 15) / 16 * 16),
                  floats,
                  floats + all,
                  reinterpret_cast<int32_t*>(floats + 2 * all),
+                 floats + 3 * all,
                  blocks,
                  rows};
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
@@ -348,8 +350,8 @@ void Plan::linear(const Node& n) {
   LinearArgs args{
       n.weight->packed(), n.bias ? n.bias->values() : nullptr, view(n.out), rows, x.data, nullptr, x.stride, {}};
   const PackedMatrix& w = args.weight;
-  const bool quantized = w.format != Format::dense;
-  if (quantized && rounding_.quantized == Seen::int8 && w.whole()) quantize(x, rows, args);
+  const bool quantized = w.format != Format::dense && !is_fp8(w.format);
+  if (quantized && rounding_.quantized == Seen::int8) quantize(x, rows, args);
   else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
   if (&n == &nodes_.back()) return logits_linear(args);
   const int64_t tiles = w.tiles();

@@ -17,18 +17,24 @@
 
 namespace octavo {
 
-// A quantized matrix as it comes: codes [rows, cols] int8, or [rows, (cols + 1) / 2] bytes with the even column in
-// the low half; scales and offsets [rows, groups] in the packed form's dtype (offsets null without).
+// A quantized matrix as it comes: codes [rows, cols] of a byte, or [rows, (cols + 1) / 2] bytes with the even column in
+// the low half; scales and offsets [rows, groups] in the packed form's dtype (offsets null without). With units
+// [rows, units] of that dtype, scales and offsets are int8.
 struct QuantSource {
   const uint8_t* codes;
   const void *scales, *offsets;
-  int64_t groups;
-  std::vector<int32_t> order;  // stored column j is column order[j] of the input, -1 none; empty: as they stand
-  Table table;
+  const void *units = nullptr, *offset_units = nullptr;
+  int64_t groups = 0;
+  std::vector<int32_t> order{};  // stored column j is column order[j] of the input, -1 none; empty: as they stand
+  Table table{};
+  const float* sums = nullptr;  // of each row, where inputs have a zero
 };
 
 // Throws std::invalid_argument unless every column 0 .. stands there once, -1 as often as wanted.
 void check_order(const std::vector<int32_t>& order, int64_t cols);
+
+// Sixteen whole numbers, each below 2^23 or so. Throws std::invalid_argument.
+Table table_of(const std::vector<float>& values);
 
 // A weight in the form that the kernels read: a packed matrix, or a float32 vector.
 class Weight {

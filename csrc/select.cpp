@@ -30,9 +30,10 @@ Features detect() {
   const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   f.avx512 = f.avx2 && zmm && (b & f_dq_bw_vl) == f_dq_bw_vl;
   f.avx512vnni = f.avx512 && (c & (1u << 11));
+  const bool vbmi = c & (1u << 1);
   unsigned a1;
   f.avx2vnni = f.avx2 && __get_cpuid_count(7, 1, &a1, &b, &c, &d) && (a1 & (1u << 4));
-  if (f.avx512vnni && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = a1 & (1u << 5);
+  if (f.avx512vnni && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = vbmi && (a1 & (1u << 5));
   return f;
 }
 #endif

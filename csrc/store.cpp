@@ -86,7 +86,7 @@ std::shared_ptr<Weight> Weight::stored(Pool& pool, std::shared_ptr<Arena> arena,
   } else {
     w = room(std::move(arena), form.shape);
     w->order_ = form.order;
-    if (form.shape.format == Format::lut4) {
+    if (is_table(form.shape.format)) {
       w->table_ = std::make_unique<Table>(form.table);
       w->matrix_.table = w->table_.get();
     }

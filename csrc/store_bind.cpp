@@ -16,18 +16,15 @@ using namespace nb::literals;
 namespace octavo {
 namespace {
 
-// (vector, format, dtype, rows, cols, offset, group, factor, table, order): all of a weight but its bytes.
-using Form = std::tuple<bool, int, int, int64_t, int64_t, int, int64_t, float, std::vector<float>, std::vector<int>,
-                        std::vector<int32_t>, bool>;
+// (vector, format, dtype, rows, cols, offset, group, factor, table, order, per, inputs, their scale and zero): all of
+// a weight but its bytes.
+using Form = std::tuple<bool, int, int, int64_t, int64_t, int, int64_t, float, std::vector<float>, std::vector<int32_t>,
+                        int64_t, int, float, float>;
 
 Form form_of(const Weight& w) {
   const PackedMatrix& m = w.packed();
   std::vector<float> values;
-  std::vector<int> bytes;
-  if (m.table) {
-    values.assign(m.table->values, m.table->values + 16);
-    bytes.assign(m.table->bytes, m.table->bytes + 16);
-  }
+  if (m.table) values.assign(m.table->values, m.table->values + 16);
   return {w.is_vector(),
           static_cast<int>(m.format),
           static_cast<int>(m.dtype),
@@ -37,21 +34,26 @@ Form form_of(const Weight& w) {
           m.group,
           m.factor,
           values,
-          bytes,
           w.order(),
-          m.table && m.table->whole};
+          m.per,
+          static_cast<int>(m.inputs),
+          m.x_scale,
+          m.x_zero};
 }
 
 Weight::Stored stored_form(const Form& f, size_t bytes, uint64_t checksum) {
   Weight::Stored s;
-  const auto& [vector, format, dtype, rows, cols, offset, group, factor, values, codes, order, whole] = f;
+  const auto& [vector, format, dtype, rows, cols, offset, group, factor, values, order, per, inputs, x_scale, x_zero] =
+      f;
   const auto in = [](int x, int end) {
     if (x < 0 || x >= end) throw std::runtime_error("octavo packed weights: a form that is none");
   };
-  in(format, 4);
+  in(format, kFormats);
+  in(inputs, 4);
   in(dtype, 3);
   in(offset, 3);
-  if (rows <= 0 || cols <= 0 || rows > int64_t{1} << 32 || cols > int64_t{1} << 32 || group < 0)
+  if (rows <= 0 || cols <= 0 || rows > int64_t{1} << 32 || cols > int64_t{1} << 32 || group < 0 || per < 0 ||
+      per > cols)
     throw std::runtime_error("octavo packed weights: a shape that is none");
   s.vector = vector;
   s.shape = {nullptr,
@@ -62,18 +64,15 @@ Weight::Stored stored_form(const Form& f, size_t bytes, uint64_t checksum) {
              static_cast<Offset>(offset),
              group,
              factor,
+             nullptr,
+             per,
+             static_cast<Inputs>(inputs),
+             x_scale,
+             x_zero,
              nullptr};
   s.order = order;
   check_order(order, cols);
-  if (s.shape.format == Format::lut4) {
-    if (values.size() != 16 || codes.size() != 16) in(-1, 0);
-    for (size_t i = 0; i < 16; ++i) {
-      in(codes[i], 256);
-      s.table.values[i] = values[i];
-      s.table.bytes[i] = static_cast<uint8_t>(codes[i]);
-    }
-    s.table.whole = whole;
-  }
+  if (is_table(s.shape.format)) s.table = table_of(values);
   s.bytes = bytes;
   s.checksum = checksum;
   return s;

@@ -64,17 +64,27 @@ class Weight:
         format: str,
         codes: NDArray[Any],
         scales: NDArray[Any],
-        dtype: str,
         offsets: NDArray[Any] | None,
+        units: NDArray[Any] | None,
+        offset_units: NDArray[Any] | None,
+        dtype: str,
         offset: str,
         rows: int,
         cols: int,
         group: int,
+        per: int,
         factor: float,
         table: list[float],
         order: list[int],
+        inputs: str,
+        x_scale: float,
+        x_zero: float,
+        sums: NDArray[np.float32] | None,
     ) -> Weight:
-        """Pack codes (int8 [rows, cols], or two of 4 bits a byte) with scales [rows, groups] of `dtype`."""
+        """Pack codes [rows, cols] of a byte, or two of 4 bits a byte; see octavo/ops/pack.py.
+
+        Scales and offsets are [rows, groups] of `dtype`; with `per` int8, and units [rows, groups / per].
+        """
 
     @staticmethod
     def rounded(

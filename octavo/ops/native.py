@@ -15,18 +15,11 @@ from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param
 from octavo.ops.layouts import (
     BLOCK,
     Dense,
-    Fp8,
-    Int4Group,
-    Int8,
-    IntBits,
     Layout,
-    Lut4,
     Online,
     Stack,
-    aligned,
-    scale_values,
-    smallest_float,
 )
+from octavo.ops.pack import pack_quantized
 from octavo.ops.packed import PackedFile
 from octavo.ops.trace import Graph, Node
 
@@ -75,54 +68,11 @@ def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout,
         return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
     if isinstance(layout, Online):
         source = np.ascontiguousarray(layout.dense.data)
-        bits, group = f"int{layout.bits}", _kernel_group(layout.group, layout.shape[1])
+        bits, group = f"int{layout.bits}", -(-min(layout.group, layout.shape[1]) // BLOCK) * BLOCK
         return _native.Weight.rounded(pool, arena, isa, source, layout.dense.dtype, bits, group)
-    if isinstance(layout, Fp8):
-        return _native.Weight.matrix(pool, arena, layout.dequantize(), "float32")
-    if isinstance(layout, IntBits):
-        middle = 0 if layout.offsets[1] is not None else 1 << (layout.bits - 1)
-        codes = (layout.codes.astype(np.int16) - middle).astype(np.int8)
-        fields = (layout.scale, layout.group, layout.zero, layout.minimum)
-        return _pack_quantized(pool, arena, aligned(Int8(codes, *fields, order=layout.order)))
     if isinstance(layout, Stack):
         raise TypeError("the parts of a stack are packed one by one")
-    return _pack_quantized(pool, arena, aligned(layout))
-
-
-def _pack_quantized(
-    pool: _native.Pool, arena: _native.Arena, layout: Int8 | Int4Group | Lut4
-) -> _native.Weight:
-    """Codes as they are; scales and offsets in the smallest float that holds them all exactly."""
-    kind, joined = layout.offsets
-    scale, offsets = scale_values(layout.scale), None if joined is None else scale_values(joined)
-    dtype = smallest_float(scale, *(() if offsets is None else (offsets,)))
-    table, factor = layout.whole_table() if isinstance(layout, Lut4) else ((), 1.0)
-    factor *= layout.factor if isinstance(layout, Lut4) else 1.0
-    return _native.Weight.quantized(
-        pool,
-        arena,
-        layout.kind,
-        np.ascontiguousarray(layout.codes),
-        np.ascontiguousarray(Dense.of(scale, dtype).data),
-        dtype,
-        None if offsets is None else np.ascontiguousarray(Dense.of(offsets, dtype).data),
-        kind,
-        layout.shape[0],
-        layout.stored_cols,
-        _kernel_group(layout.group, layout.stored_cols),
-        factor,
-        list(table),
-        [] if layout.order is None else layout.order.tolist(),
-    )
-
-
-def _kernel_group(group: int, cols: int) -> int:
-    """The group as the kernels count it; one that holds the whole row may be of any size."""
-    if group >= cols:
-        return -(-cols // BLOCK) * BLOCK
-    if group % BLOCK:
-        raise ValueError(f"the kernels need groups of a multiple of {BLOCK} columns, not {group}")
-    return group
+    return pack_quantized(pool, arena, layout)
 
 
 def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:

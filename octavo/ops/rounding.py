@@ -15,11 +15,11 @@ from octavo.ops.layouts import (
     Int4Group,
     Int8,
     Layout,
-    Lut4,
     Online,
     Stack,
     bf16_to_f32,
     f32_to_bf16,
+    input_block,
     input_order,
     pack4,
 )
@@ -31,24 +31,23 @@ def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
     """What a matrix sees of its input x [n, cols], as float32.
 
     `dense` is what dense matrices see (float32 or bfloat16), `quantized` what quantized ones do (also int8).
-    8-bit floats see what dense matrices do. Where others see int8, a table of numbers that are not whole
-    sees float32, and an int8 matrix that says how its checkpoint rounds inputs sees that. Ask for each part
-    of a Stack by itself.
+    8-bit floats see what dense matrices do. Where others see int8, an int8 matrix that says how its
+    checkpoint rounds inputs sees that. Ask for each part of a Stack by itself.
     """
     seen = dense if isinstance(layout, Dense | Fp8) else quantized
     if seen != "int8":
         return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
-    if isinstance(layout, Lut4) and not layout.whole:
-        return x
     if isinstance(layout, Int8) and layout.activation is not None:
         return round_activation(x, layout.activation)
-    order = None if isinstance(layout, Dense | Online | Stack) else input_order(layout)
-    if order is None:
+    if isinstance(layout, Dense | Online | Stack):
         return round_int8(x)
+    order, block = input_order(layout), input_block(layout)
+    if order is None:
+        return round_int8(x, block)
     there = order >= 0
     stored = np.where(there, x[:, order], np.float32(0))
     out = np.empty_like(x)
-    out[:, order[there]] = round_int8(stored)[:, there]
+    out[:, order[there]] = round_int8(stored, block)[:, there]
     return out
 
 
@@ -68,10 +67,10 @@ def round_activation(x: F32, how: Activation) -> F32:
     return np.asarray(scale * (codes - zero), np.float32)
 
 
-def round_int8(x: F32) -> F32:
-    """Blocks of 32 columns: scale = largest / 127, the nearest of 255 numbers, ties to even."""
+def round_int8(x: F32, block: int = BLOCK) -> F32:
+    """Blocks of `block` columns: scale = largest / 127, the nearest of 255 numbers, ties to even."""
     cols = x.shape[1]
-    blocks = np.pad(x, ((0, 0), (0, -cols % BLOCK))).reshape(x.shape[0], -1, BLOCK).astype(np.float32)
+    blocks = np.pad(x, ((0, 0), (0, -cols % block))).reshape(x.shape[0], -1, block).astype(np.float32)
     most = np.abs(blocks).max(axis=-1, keepdims=True)
     inverse = np.float32(127) / np.where(most > 0, most, np.float32(1))
     codes = np.rint(blocks * np.where(most > 0, inverse, np.float32(0)))

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from octavo.ops.layouts import (
+    Activation,
     Dense,
     Fp8,
     Int4Group,
@@ -68,6 +69,14 @@ def int8(group: int, dtype: str = "float32", offset: str = "none") -> Callable[[
         zero = rng.integers(-128, 128, scale.shape).astype(np.float32) if offset == "zero" else None
         minimum = -_scales(rng, rows, groups, dtype) if offset == "minimum" else None
         return Int8(codes, scale, group, zero, minimum)
+
+    return make
+
+
+def w8a8(activation: Activation) -> Callable[[Rng, int, int], Layout]:
+    def make(rng: Rng, rows: int, cols: int) -> Layout:
+        codes = rng.integers(-127, 128, (rows, cols)).astype(np.int8)
+        return Int8(codes, _scales(rng, rows, 1, "float32"), cols, activation=activation)
 
     return make
 
@@ -165,6 +174,10 @@ CASES = (
     QuantCase("int4-64-order", int4(64, "float16", "zero", ordered=True)),
     QuantCase("lut4-mxfp4", lut4(32, FP4)),
     QuantCase("lut4-nf4", lut4(64, NF4)),
+    QuantCase("w8a8-token", w8a8(Activation())),
+    QuantCase("w8a8-token-zero", w8a8(Activation(symmetric=False))),
+    QuantCase("w8a8-fixed", w8a8(Activation(scale=0.021))),
+    QuantCase("w8a8-fixed-zero", w8a8(Activation(symmetric=False, scale=0.017, zero=-11))),
     QuantCase("int8-16", int8(16, "float16")),
     QuantCase("int8-16-zero", int8(16, "float32", "zero")),
     QuantCase("int8-100", int8(100)),

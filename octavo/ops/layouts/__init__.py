@@ -21,6 +21,7 @@ from octavo.ops.layouts.groups import (
     Scale,
     SubScales,
     aligned,
+    input_block,
     input_order,
     scale_values,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "bf16_to_f32",
     "f32_to_bf16",
     "fp8_table",
+    "input_block",
     "input_order",
     "pack4",
     "scale_values",

@@ -75,9 +75,10 @@ class Grouped:
     matrix, or, where that is -1, nothing at all (what fills up a group).
     """
 
-    kind: ClassVar[str]
     halves: ClassVar[bool] = False
     """Two codes a byte, the even column in the low half."""
+    kind: ClassVar[str] = ""
+    """The kernels' name of the format."""
     codes: NDArray[Any]
     scale: Scale
     group: int
@@ -99,6 +100,11 @@ class Grouped:
     def nbytes(self) -> int:
         parts = (self.codes, self.scale, self.zero, self.minimum, self.order)
         return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def half_blocks(self) -> bool:
+        """Whether kernels take the format in blocks of 16 columns too."""
+        return True
 
     @property
     def offsets(self) -> tuple[Kind, Scale | None]:
@@ -160,15 +166,15 @@ class Grouped:
                 parts.append(part.take(rows))
             else:
                 parts.append(None if part is None else part[rows])
-        return self._replace(self.codes[rows], parts)
+        return self.replaced(self.codes[rows], parts)
 
     def with_codes(self, codes: NDArray[Any], parts: list[Scale | None], **fields: Any) -> Self:
         """This layout over other codes (one an element) and other groups."""
         if self.halves:
-            return self._replace(pack4(codes), parts, cols=codes.shape[1], **fields)
-        return self._replace(codes, parts, **fields)
+            return self.replaced(pack4(codes), parts, cols=codes.shape[1], **fields)
+        return self.replaced(codes, parts, **fields)
 
-    def _replace(self, codes: NDArray[Any], parts: list[Scale | None], **fields: Any) -> Self:
+    def replaced(self, codes: NDArray[Any], parts: list[Scale | None], **fields: Any) -> Self:
         for name, part in zip(("scale", "zero", "minimum"), parts, strict=True):
             if part is not None:
                 fields[name] = part
@@ -223,32 +229,40 @@ def _cut_groups(part: Scale | None, group: int, finer: int, start: int, stop: in
 
 
 BLOCK = 32
-"""Columns of a matrix whose inputs share a scale when they are rounded to int8."""
+"""Columns of a matrix whose inputs share a scale when they are rounded to int8; half where groups need it."""
+
+
+def input_block(layout: Grouped) -> int:
+    """Columns that share the scale of an input: 32, or 16 where groups are no multiple of 32."""
+    group = _kernel_group(layout)
+    return BLOCK if group % BLOCK == 0 else BLOCK // 2
+
+
+def _kernel_group(layout: Grouped) -> int:
+    """The group as kernels count it, made of whole blocks."""
+    whole = layout.group >= layout.stored_cols or not layout.half_blocks
+    unit = BLOCK if whole else BLOCK // 2
+    return -(-min(layout.group, layout.stored_cols) // unit) * unit
 
 
 def input_order(layout: Grouped) -> Order | None:
     """The columns as kernels see them, -1 for nothing: every group begins a block. None: as they stand."""
-    group, cols = layout.group, layout.stored_cols
-    if group >= cols or group % BLOCK == 0:
+    group, cols, whole = layout.group, layout.stored_cols, _kernel_group(layout)
+    if group >= cols or group == whole:
         return layout.order
-    starts = range(group, cols, group)
-    parts = np.split(np.arange(cols) if layout.order is None else layout.order, starts)
-    return np.concatenate([np.pad(p, (0, -len(p) % BLOCK), constant_values=-1) for p in parts]).astype(
-        np.int32
-    )
+    order = np.full(-(-cols // group) * whole, -1, np.int32)
+    columns = np.arange(cols)
+    order[columns // group * whole + columns % group] = columns if layout.order is None else layout.order
+    return order
 
 
 def aligned(layout: G) -> G:
-    """The layout with groups that begin blocks, as kernels want it: filled up where they do not."""
-    group, cols = layout.group, layout.stored_cols
-    if group >= cols or group % BLOCK == 0:
-        return layout
-    whole = -(-group // BLOCK) * BLOCK
-    codes = np.zeros((layout.codes.shape[0], -(-cols // group) * whole), layout.codes.dtype)
-    raw = layout.raw_codes()
-    for g in range(-(-cols // group)):
-        part = raw[:, g * group : (g + 1) * group]
-        codes[:, g * whole : g * whole + part.shape[1]] = part
+    """The layout with groups of whole blocks, as kernels want it: filled up where they are none."""
+    group, cols, whole = layout.group, layout.stored_cols, _kernel_group(layout)
+    if group >= cols or group == whole:
+        return layout.replaced(layout.codes, layout.group_parts(), group=whole)
     order = input_order(layout)
-    codes = codes[:, : len(cast(Order, order))]
+    codes = np.zeros((layout.codes.shape[0], -(-cols // group) * whole), layout.codes.dtype)
+    columns = np.arange(cols)
+    codes[:, columns // group * whole + columns % group] = layout.raw_codes()
     return layout.with_codes(codes, layout.group_parts(), group=whole, order=order)

@@ -50,6 +50,10 @@ class Int8(Grouped):
     order: Order | None = None
     kind: ClassVar[str] = "int8"
 
+    @property
+    def half_blocks(self) -> bool:
+        return self.activation is None
+
     def __post_init__(self) -> None:
         check_groups(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -41,22 +42,25 @@ class Lut4(Grouped):
         values = super().stored()
         return values if self.factor == 1 else values * np.float32(self.factor)
 
-    def whole_table(self) -> tuple[tuple[float, ...], float]:
-        """(table, factor), table * factor the entries: whole numbers of int8 if a power of two makes them so.
+    @property
+    def half_blocks(self) -> bool:
+        return self.whole_table()[2] == 1
 
-        MXFP4's 0, 0.5, 1 .. 6 become 0 .. 12 halves; NF4's stay as they are and never meet int8 activations.
+    def whole_table(self) -> tuple[tuple[float, ...], float, int]:
+        """(entries, factor, bytes): whole numbers that are the table's times 1 / factor, each of 1 byte or 3.
+
+        MXFP4's 0, 0.5, 1 .. 6 become 0 .. 12 halves. What is no small whole number (NF4's entries) becomes
+        one of 23 bits, off by less than 2**-23 of the largest entry: the precision of a float32 sum.
         """
         for power in range(8):
             entries = self.table * np.float32(2**power)
             if np.array_equal(entries, np.rint(entries)) and np.abs(entries).max() <= 127:
-                return tuple(float(x) for x in entries), 2.0**-power
-        return tuple(float(x) for x in self.table), 1.0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the entries are whole numbers of int8 times one factor."""
-        table = np.array(self.whole_table()[0])
-        return bool(np.array_equal(table, np.rint(table)) and np.abs(table).max() <= 127)
+                return tuple(entries.tolist()), 2.0**-power, 1
+        largest = float(np.abs(self.table).max())
+        if not np.isfinite(largest):
+            raise ValueError("a table of 4-bit codes with entries that are no numbers")
+        power = math.floor(math.log2(127 * 65536 / largest))
+        return tuple(np.rint(self.table.astype(np.float64) * 2.0**power).tolist()), 2.0**-power, 3
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,22 @@ class Fp8(Grouped):
     """
 
     codes: NDArray[np.uint8]
-    kind_of_float: Literal["e4m3", "e5m2"]
+    float_kind: Literal["e4m3", "e5m2"]
     scale: Scale
     group: int
     order: Order | None = None
 
     def __post_init__(self) -> None:
         check_groups(self)
-        if self.kind_of_float not in ("e4m3", "e5m2"):
-            raise ValueError(f"no 8-bit float {self.kind_of_float}")
+        if self.float_kind not in ("e4m3", "e5m2"):
+            raise ValueError(f"no 8-bit float {self.float_kind}")
+
+    @property
+    def half_blocks(self) -> bool:
+        return False
 
     def numbers(self) -> F32:
-        return np.asarray(fp8_table(self.kind_of_float)[self.codes], np.float32)
+        return np.asarray(fp8_table(self.float_kind)[self.codes], np.float32)
 
 
 def fp8_table(kind: str) -> F32:
