@@ -20,7 +20,7 @@ from octavo.ops.packed import PackedFile
 
 log = logger(__name__)
 
-_FORM = 1
+_FORM = 2
 """Raise it when the kernels read packed weights differently."""
 _SUFFIX = ".octavo"
 _WHOLE_BYTES = 1 << 20
