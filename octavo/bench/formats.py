@@ -116,6 +116,4 @@ def arithmetic(layout: Layout, precision: Precision) -> str:
     """What the products are made of: float32, bfloat16 or int8 (octavo.ops.rounding.round_input)."""
     if isinstance(layout, Dense | Fp8):
         return precision.activation
-    if isinstance(layout, Lut4) and not layout.whole:
-        return "float32"
     return precision.quantized
