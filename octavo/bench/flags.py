@@ -175,7 +175,7 @@ _REPORT = (
     ),
     Flag("label", "str", "cli.label", "Stands in the results."),
     Flag("metadata", "words", "cli.metadata", "KEY=VALUE pairs that stand in the results."),
-    Flag("plot", "str", "cli.plot", "Draw the result as SVG into this file."),
+    Flag("plot", "str", "cli.plot", "Draw the result into this .svg or .png file."),
     Flag("disable-tqdm", "bool", "cli.disable_tqdm", "No progress bar."),
 )
 
@@ -222,7 +222,9 @@ STARTUP = (
 
 SWEEP = (
     Flag("vary", "words", "cli.vary", "Flags and their values, such as batch-size=1,2,4 input-len=128,512."),
-    Flag("plot", "str", "cli.plot", "Draw one figure over the first varied flag as SVG into this file."),
+    Flag(
+        "plot", "str", "cli.plot", "Draw one figure over the first varied flag into this .svg or .png file."
+    ),
     Flag("plot-metric", "str", "cli.plot_metric", "Which figure of the JSON, such as decode_tokens_per_s."),
     _JSON,
 )

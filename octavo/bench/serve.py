@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from octavo.bench import report, serving, svg
+from octavo.bench import plots, report, serving
 from octavo.bench.client import Answer, Target, ask, get_json
 from octavo.bench.data import Sample, Wanted, samples
 from octavo.bench.options import Asked, at_least
@@ -74,6 +74,8 @@ class Options:
     def __post_init__(self) -> None:
         at_least("--num-prompts", self.num_prompts, 1)
         at_least("--num-warmups", self.num_warmups, 0)
+        if self.plot is not None:
+            plots.check_name(self.plot)
         if self.max_concurrency is not None:
             at_least("--max-concurrency", self.max_concurrency, 1)
         if self.burstiness <= 0 or self.trace_speed <= 0 or not self.rate > 0:
@@ -299,7 +301,7 @@ def _asked_for(options: Options, model: str, count: int) -> dict[str, Any]:
 def save(result: dict[str, Any], answers: Sequence[Answer], options: Options) -> None:
     """Write what was asked for: vLLM's result file, the plot."""
     if options.plot:
-        Path(options.plot).expanduser().write_text(plot(answers, result), encoding="utf-8")
+        plots.save(options.plot, drawn(answers, result))
     if not (options.save_result or options.save_detailed or options.append_result):
         return
     if options.save_detailed:
@@ -327,13 +329,13 @@ def detailed(answers: Sequence[Answer]) -> dict[str, Any]:
     return {name: [row[own] for row in rows] for name, own in names.items()}
 
 
-def plot(answers: Sequence[Answer], result: dict[str, Any]) -> str:
-    """An SVG of the distributions: the share of times up to each value."""
+def drawn(answers: Sequence[Answer], result: dict[str, Any]) -> plots.Drawing:
+    """A chart of the distributions: the share of times up to each value."""
     values = serving.times_ms([answer for answer in answers if answer.ok])
     lines = []
     for name, title in serving.METRICS.items():
         if name != "e2el" and values[name]:
             ordered = sorted(values[name])
             points = [(value, 100.0 * (at + 1) / len(ordered)) for at, value in enumerate(ordered)]
-            lines.append(svg.Line(title, points))
-    return svg.chart(f"{result['model_id']}: share of times up to a value", "ms", "%", lines, log_x=True)
+            lines.append(plots.Line(title, points))
+    return plots.chart(f"{result['model_id']}: share of times up to a value", "ms", "%", lines, log_x=True)

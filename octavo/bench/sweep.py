@@ -6,10 +6,9 @@ import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from octavo.bench import flags, report, svg
+from octavo.bench import flags, plots, report
 from octavo.bench.options import Asked, read_words
 from octavo.errors import ConfigError
 
@@ -61,6 +60,8 @@ def run(asked: Asked) -> dict[str, Any]:
     options = Options(**asked.own)
     name = options.benchmark
     names, combinations = varied(options.vary)
+    if options.plot:
+        plots.check_name(options.plot)
     module = importlib.import_module(f"octavo.bench.{name}")
     runs = []
     for values in combinations:
@@ -70,8 +71,7 @@ def run(asked: Asked) -> dict[str, Any]:
         print(_progress(runs[-1], name), flush=True)
     result = {"date": report.stamp(), "benchmark": name, "varied": names, "runs": runs}
     if options.plot:
-        drawing = plot(result, options.plot_metric or _DRAWN[name])
-        Path(options.plot).expanduser().write_text(drawing, encoding="utf-8")
+        plots.save(options.plot, drawn(result, options.plot_metric or _DRAWN[name]))
     return {**result, "machine": report.this_machine()}
 
 
@@ -104,8 +104,8 @@ def _progress(one: Mapping[str, Any], name: str) -> str:
     return f"{asked}: {report.number(figure(one['result'], path))} {head}"
 
 
-def plot(result: Mapping[str, Any], metric: str) -> str:
-    """An SVG: `metric` over the first varied flag, a curve for each combination of the others."""
+def drawn(result: Mapping[str, Any], metric: str) -> plots.Drawing:
+    """A chart: `metric` over the first varied flag, a curve for each combination of the others."""
     first, *others = result["varied"]
     curves: dict[str, list[tuple[float, float]]] = {}
     for one in result["runs"]:
@@ -119,8 +119,8 @@ def plot(result: Mapping[str, Any], metric: str) -> str:
         if value is not None:
             name = " ".join(f"{key}={one['varied'][key]}" for key in others) or metric
             curves.setdefault(name, []).append((x, value))
-    lines = [svg.Line(name, sorted(points)) for name, points in curves.items()]
-    return svg.chart(f"octavo bench {result['benchmark']}", first, metric, lines)
+    lines = [plots.Line(name, sorted(points)) for name, points in curves.items()]
+    return plots.chart(f"octavo bench {result['benchmark']}", first, metric, lines)
 
 
 def text(result: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 from fake_server import fake_server
 
-from octavo.bench import svg, sweep
+from octavo.bench import plots, sweep
 from octavo.bench.cli import main
 from octavo.errors import ConfigError
 
@@ -71,16 +72,39 @@ def test_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_charts_hold_any_numbers() -> None:
     lines = [
-        svg.Line("a < b & c", [(1.0, 2.0), (1000.0, 5.0), (float("nan"), 1.0)]),
-        svg.Line("flat", [(1.0, 0.0)]),
-        svg.Line("none", []),
+        plots.Line("a < b & c", [(1.0, 2.0), (1000.0, 5.0), (float("nan"), 1.0)]),
+        plots.Line("flat", [(1.0, 0.0)]),
+        plots.Line("none", []),
     ]
     for log_x in (False, True):
-        root = xml.etree.ElementTree.fromstring(svg.chart("t", "x", "y", lines, log_x=log_x))
+        root = xml.etree.ElementTree.fromstring(plots.svg(plots.chart("t", "x", "y", lines, log_x=log_x)))
         curve = root.findall("{*}polyline")[0]
         points = [tuple(map(float, pair.split(","))) for pair in curve.attrib["points"].split()]
         assert len(points) == 2
         assert all(0 <= x <= 720 and 0 <= y <= 420 for x, y in points)
         assert points[0][0] < points[1][0]
         assert points[0][1] > points[1][1]
-    assert "<svg" in svg.chart("t", "x", "y", [])
+    assert "<svg" in plots.svg(plots.chart("t", "x", "y", []))
+
+
+def test_a_png(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "c.png"
+    lines = [plots.Line("one", [(1.0, 2.0), (3.0, 4.0)]), plots.Line("none", [])]
+    plots.check_name(str(path))
+    plots.save(str(path), plots.chart("title", "x", "y", lines))
+    with image.open(path) as drawn:
+        assert drawn.size == (1440, 840)
+        colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 20)}
+    assert {(255, 255, 255), (0x1F, 0x77, 0xB4)} <= colours
+
+
+def test_plots_that_cannot_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="SVG or PNG"):
+        plots.check_name("x.pdf")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.ImageFont", None)
+    with pytest.raises(ConfigError, match="Pillow") as error:
+        plots.check_name("x.png")
+    assert "octavo[plot]" in str(error.value)
+    plots.check_name("x.SVG")
