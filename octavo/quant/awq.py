@@ -22,8 +22,10 @@ from octavo.ops.layouts import Int4Group, Layout
 from octavo.quant.codes import U8, grouped, unpack_words
 from octavo.quant.format import Tensors, group_size, integer
 
-_ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The row of each 4 bits of a word."""
+_ROWS = 256
+"""Rows of words that are taken apart at a time, so that they stay in the cache."""
 _PACKINGS = ("gemm", "gemv")
 
 
@@ -65,15 +67,18 @@ def _gemm(tensors: Tensors, rows: int, cols: int, group: int) -> Layout:
     qzeros = tensors.ints("qzeros", "int32", (groups, words))
     scale = np.ascontiguousarray(tensors.floats("scales", (groups, rows)).T)
     zero = np.ascontiguousarray(_straight(qzeros)[:, :rows].T)
-    return grouped(np.ascontiguousarray(_straight(qweight)[:, :rows].T), 4, scale, zero, group, None)
+    return grouped(_straight(qweight)[:, :rows], 4, scale, zero, group, None)
 
 
 def _straight(words: NDArray[Any]) -> U8:
     """[n, words] -> [n, words * 8] codes, the rows of each word in their order."""
-    codes = unpack_words(words, 4, words.shape[1] * 8).reshape(len(words), -1, 8)
-    straight = np.empty_like(codes)
-    straight[:, :, _ORDER] = codes
-    return straight.reshape(len(words), -1)
+    stream = words.view(np.uint32)
+    straight = np.empty((len(words), words.shape[1] * 8), np.uint8)
+    for start in range(0, len(words), _ROWS):
+        some, out = stream[start : start + _ROWS], straight[start : start + _ROWS]
+        for at, row in enumerate(_ORDER):
+            out[:, row::8] = some >> np.uint32(4 * at) & np.uint32(15)
+    return straight
 
 
 def _gemv(tensors: Tensors, rows: int, cols: int, group: int) -> Layout:

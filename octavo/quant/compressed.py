@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Activation, Int4Group, Int8, Layout
 from octavo.quant import small_floats
-from octavo.quant.codes import F32, U8, grouped, regrouped, unpack_words
+from octavo.quant.codes import F32, in_groups, turned, unpack_down
 from octavo.quant.format import Tensors, flag, group_size, integer
 from octavo.quant.fp8 import block_of
 
@@ -161,27 +161,13 @@ def _packed(tensors: Tensors, rows: int, cols: int, scheme: _Scheme) -> Layout:
     zero = None
     if "weight_zero_point" in tensors:
         packed = tensors.ints("weight_zero_point", "int32", (-(-rows * bits // 32), scale.shape[1]))
-        zero = np.ascontiguousarray(unpack_words(packed.T, bits, rows).T)
-    if bits == 4 and index is None and zero is None:
+        zero = unpack_down(packed, bits, rows)
+    if bits == 4 and index is None:
         codes = np.ascontiguousarray(words).view(np.uint8)[:, : (cols + 1) // 2]
-        return Int4Group(codes, cols, scale, group)
-    unpacked = unpack_words(words, bits, cols)
-    if index is None:
-        return grouped(unpacked, bits, scale, zero, group, None)
-    if index.max(initial=0) >= scale.shape[1]:
+        return Int4Group(codes, cols, scale, group, None if zero is None else zero.astype(np.float32))
+    if index is not None and index.max(initial=0) >= scale.shape[1]:
         raise tensors.error("weight_g_idx", f"holds {index.max()}, expected 0 to {scale.shape[1] - 1}")
-    return _ordered(unpacked, bits, scale, zero, group, index)
-
-
-def _ordered(
-    codes: U8, bits: int, scale: F32, zero: U8 | None, group: int, index: NDArray[np.int32]
-) -> Layout:
-    order = np.argsort(index, kind="stable").astype(np.int32)
-    if np.array_equal(index[order], np.arange(len(index)) // group):
-        plain = np.array_equal(order, np.arange(len(order)))
-        return grouped(codes[:, order], bits, scale, zero, group, None if plain else order)
-    middle = np.full(scale.shape, 1 << (bits - 1)) if zero is None else zero
-    return regrouped(codes, bits, scale, middle, index)
+    return in_groups(unpack_down(turned(words), bits, cols), bits, scale, zero, group, index)
 
 
 def _group_of(tensors: Tensors, cols: int) -> NDArray[np.int32] | None:

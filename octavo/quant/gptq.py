@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Int4Group, Layout
-from octavo.quant.codes import F32, U8, grouped, regrouped, unpack_words
+from octavo.quant.codes import in_groups, turned, unpack_down, unpack_words
 from octavo.quant.format import Tensors, flag, group_size, integer
 
 BITS = (2, 3, 4, 8)
@@ -95,13 +95,12 @@ class Gptq:
         scale = np.ascontiguousarray(tensors.floats("scales", (groups, rows)).T)
         zero = np.ascontiguousarray(_zeros(qzeros, settings, rows).T)
         index = _group_of(tensors, cols, padded, groups, group)
-        turned = np.ascontiguousarray(qweight.T)
         if index is None and bits == 4 and cols % 8 == 0:
-            middle = (zero == 8).all()
-            codes = turned.view(np.uint8)[:, : cols // 2]
-            return Int4Group(codes, cols, scale, group, None if middle else zero.astype(np.float32))
-        unpacked = unpack_words(turned, bits, cols)
-        return _ordered(unpacked, bits, scale, zero, group, index)
+            codes = turned(qweight).view(np.uint8)[:, : cols // 2]
+            return Int4Group(
+                codes, cols, scale, group, None if (zero == 8).all() else zero.astype(np.float32)
+            )
+        return in_groups(unpack_down(qweight, bits, cols), bits, scale, zero, group, index)
 
 
 def _pattern(key: str) -> re.Pattern[str]:
@@ -138,15 +137,3 @@ def _group_of(tensors: Tensors, cols: int, padded: int, groups: int, group: int)
         wrong = int(index.min()) if index.min() < 0 else int(index.max())
         raise tensors.error("g_idx", f"holds the group {wrong}, expected 0 to {groups - 1}")
     return None if np.array_equal(index, np.arange(cols) // group) else index
-
-
-def _ordered(
-    codes: U8, bits: int, scale: F32, zero: NDArray[np.uint8], group: int, index: NDArray[np.int32] | None
-) -> Layout:
-    """The layout of columns whose groups are `index`, put side by side where each group has its size."""
-    if index is None:
-        return grouped(codes, bits, scale, zero, group, None)
-    order = np.argsort(index, kind="stable").astype(np.int32)
-    if not np.array_equal(index[order], np.arange(len(index)) // group):
-        return regrouped(codes, bits, scale, zero, index)
-    return grouped(codes[:, order], bits, scale, zero, group, order)
