@@ -20,10 +20,12 @@ from octavo.build.bind import bind
 from octavo.build.cache import PackedCache, fingerprint
 from octavo.build.declare import declare
 from octavo.build.load import load
+from octavo.build.load_gguf import plain_norms
 from octavo.build.quantize import quantize, roundings, with_quantization
 from octavo.build.shard import shard
+from octavo.build.source import open_source
 from octavo.config import machine
-from octavo.config.arch import Arch, read_arch
+from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
 from octavo.config.environment import clamp_kv_cache_space, read_environment
 from octavo.config.families import FAMILY_CONFIGS
@@ -32,13 +34,14 @@ from octavo.engine.client import ThreadClient
 from octavo.engine.core import Engine
 from octavo.engine.settings import EngineSettings
 from octavo.engine.stats import StatsLine
-from octavo.errors import CheckpointError, ConfigError, OutOfMemory
+from octavo.errors import ConfigError, OutOfMemory
 from octavo.layers.decoder import Decoder
 from octavo.layers.rope import RopeParams
 from octavo.log import logger
 from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
 from octavo.ops.packed import PackedFile
 from octavo.parallel.inline import InlineExecutor
+from octavo.pipeline.gguf_tokenizer import gguf_tokenizer
 from octavo.pipeline.prepare import ModelInfo, Preparer
 from octavo.pipeline.service import Service
 from octavo.pipeline.stop import EndTokens, end_tokens
@@ -51,8 +54,9 @@ from octavo.runner.memory import CacheBudget, CacheShape
 from octavo.runner.runner import Runner
 from octavo.runner.sampling import Sampler
 from octavo.types.job import ChatOptions
-from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
+from octavo.weights.gguf import GgufCheckpoint
 from octavo.weights.hub import TEXT_FILES, resolve_model
 
 log = logger(__name__)
@@ -108,7 +112,7 @@ class _Plan:
     folder: Path
     arch: Arch
     dtype: str
-    checkpoint: Checkpoint | DummyWeights
+    checkpoint: Checkpoint | GgufCheckpoint | DummyWeights
     decoder: Decoder
     stored: Format | None
     roundings: Mapping[str, Rounding]
@@ -162,21 +166,21 @@ def _decide(config: EngineConfig) -> _Plan:
             f"--block-size {config.block_size} is no multiple of {_BLOCK_MULTIPLE}.",
             hint=f"Use {_BLOCK_MULTIPLE} or 32, or leave it out.",
         )
-    folder = _folder(config)
-    raw = read_json(folder / "config.json")
-    if not raw:
-        raise CheckpointError(
-            f"There is no config.json in {folder}.", hint="Name the folder of a Hugging Face checkpoint."
-        )
-    arch = with_quantization(read_arch(raw, config.hf_overrides), folder, read_json)
-    checkpoint: Checkpoint | DummyWeights
+    dummy = config.load_format == "dummy"
+    source = open_source(_folder(config), read_json, weights=not dummy)
+    arch = source.arch(config.hf_overrides)
+    if source.gguf is None:
+        arch = with_quantization(arch, source.folder, read_json)
     dtype = _dtype(config, arch)
-    if config.load_format == "dummy":
-        checkpoint = DummyWeights(dtype, config.seed)
-    else:
-        checkpoint = open_checkpoint(folder, config.load_format)
-    stored = quantize(arch, config.quantization)
+    checkpoint = (
+        DummyWeights(dtype, config.seed)
+        if dummy
+        else source.checkpoint(config.load_format, config.quantization)
+    )
+    stored = None if source.gguf else quantize(arch, config.quantization)
     decoder = shard(declare(arch, dtype))
+    if source.gguf is not None:
+        decoder = plain_norms(decoder)
     rounded = roundings(decoder, config.quantization)
     precision = _precision(config, dtype)
     free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded)
@@ -206,7 +210,7 @@ def _decide(config: EngineConfig) -> _Plan:
         max_model_len=max_model_len,
     )
     cache = CacheShape.fit(budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs)
-    return _Plan(folder, arch, dtype, checkpoint, decoder, stored, rounded, precision, limits, cache)
+    return _Plan(source.folder, arch, dtype, checkpoint, decoder, stored, rounded, precision, limits, cache)
 
 
 def _folder(config: EngineConfig) -> Path:
@@ -249,7 +253,10 @@ def _precision(config: EngineConfig, dtype: str) -> Precision:
 
 
 def _weight_bytes(
-    decoder: Decoder, checkpoint: Checkpoint | DummyWeights, dtype: str, rounded: Mapping[str, Rounding]
+    decoder: Decoder,
+    checkpoint: Checkpoint | GgufCheckpoint | DummyWeights,
+    dtype: str,
+    rounded: Mapping[str, Rounding],
 ) -> int:
     """What the packed weights will take; float32 checkpoints shrink when they are rounded."""
     width = 4 if dtype == "float32" else 2
@@ -257,7 +264,10 @@ def _weight_bytes(
         rounded[name].nbytes(param) if name in rounded else width * _product(param.shape)
         for name, param in decoder.named_params()
     )
-    return dense if isinstance(checkpoint, DummyWeights) or rounded else min(dense, checkpoint.nbytes)
+    if isinstance(checkpoint, DummyWeights) or rounded:
+        return dense
+    packed = checkpoint.packed_bytes() if isinstance(checkpoint, GgufCheckpoint) else checkpoint.nbytes
+    return min(dense, packed)
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -379,7 +389,7 @@ def _default_cache() -> Path:
 class _Progress:
     """A progress bar over the weights' bytes, for checkpoints that take more than a moment."""
 
-    def __init__(self, checkpoint: Checkpoint | DummyWeights, *, quiet: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint | GgufCheckpoint | DummyWeights, *, quiet: bool) -> None:
         self._total = 0 if isinstance(checkpoint, DummyWeights) else checkpoint.nbytes
         self._quiet = quiet or self._total < 256 << 20
         self._bar: Any = None
@@ -426,7 +436,8 @@ def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
 
 
 def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) -> Preparer:
-    tokenizer_folder = plan.folder
+    tokenizer_folder: Path | None = plan.folder
+    gguf = plan.checkpoint if isinstance(plan.checkpoint, GgufCheckpoint) else None
     if config.tokenizer is not None:
         tokenizer_folder = resolve_model(
             config.tokenizer,
@@ -439,10 +450,15 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
     if not config.skip_tokenizer_init:
-        tokenizer = Tokenizer.load(tokenizer_folder, add_bos_token=config.add_bos_token)
+        if gguf and config.tokenizer is None:
+            tokenizer_folder = None
+            where = str(gguf.path)
+            tokenizer = gguf_tokenizer(gguf.metadata, where, add_bos_token=config.add_bos_token)
+        else:
+            tokenizer = Tokenizer.load(tokenizer_folder or "", add_bos_token=config.add_bos_token)
         template = load_template(tokenizer_folder, tokenizer, config.chat_template)
     generation = load_generation_config(
-        config.generation_config, plan.folder, config.override_generation_config
+        config.generation_config, None if gguf else plan.folder, config.override_generation_config
     )
     names = tuple(served_names) or (config.model or "pocket",)
     info = ModelInfo(

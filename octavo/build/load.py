@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.build.load_gguf import load_gguf
 from octavo.errors import CheckpointError
 from octavo.layers.decoder import Decoder
 from octavo.models import names
@@ -27,6 +28,7 @@ from octavo.quant.format import Format, Tensors
 from octavo.quant.online import Rounding
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
+from octavo.weights.gguf import GgufCheckpoint
 
 _CHUNK_ELEMENTS = 4 << 20
 """Conversions go in pieces of this many elements, so that their temporaries stay small."""
@@ -35,7 +37,7 @@ _LISTED = 5
 
 def load(
     model: Decoder,
-    checkpoint: Checkpoint | DummyWeights,
+    checkpoint: Checkpoint | GgufCheckpoint | DummyWeights,
     dtype: str,
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
@@ -57,6 +59,8 @@ def load(
     rounded = roundings or {}
     if isinstance(checkpoint, DummyWeights):
         return _made(params, checkpoint, on_bytes, rounded)
+    if isinstance(checkpoint, GgufCheckpoint):
+        return load_gguf(model, checkpoint, dtype, on_bytes=on_bytes, roundings=rounded)
     wanted = [(param, names.sources(model, param)) for param in params]
     unused = tuple(re.compile(pattern) for pattern in (stored.unused if stored else ()))
 

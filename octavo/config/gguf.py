@@ -60,7 +60,9 @@ class _Keys:
                 raise UnsupportedModel(f"{self.where}: {self.name}.{key} differs from layer to layer.")
             value = next(iter(kinds), None)
         if value is not None and type(value) is not int:
-            raise CheckpointError(f"{self.where}: {self.name}.{key} is {value!r:.60}, expected a whole number.")
+            raise CheckpointError(
+                f"{self.where}: {self.name}.{key} is {value!r:.60}, expected a whole number."
+            )
         return value
 
     def number(self, key: str) -> float | None:
@@ -187,7 +189,9 @@ def _rope(
     if original and rope["rope_type"] in ("yarn", "longrope"):
         rope["original_max_position_embeddings"] = original
     found = {"rope_parameters": rope, "rope_theta": rope["rope_theta"]}
-    return {**found, "original_max_position_embeddings": original} if keys.name == "phi3" and original else found
+    return (
+        {**found, "original_max_position_embeddings": original} if keys.name == "phi3" and original else found
+    )
 
 
 def _yarn(keys: _Keys, factor: float) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""A look at the path named as the model, before any work: what is no model folder is told apart by name."""
+"""A look at the path named as the model, before any work: what is no model is told apart by name."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,18 +14,19 @@ _GGUF = b"GGUF"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _MOST_ENTRIES = 1000
 """Of a folder that is looked through; a home folder named by mistake may hold many more."""
-_WANTED = "Name the folder of a Hugging Face checkpoint (config.json and *.safetensors)."
+_WANTED = "Name a GGUF file, or the folder of a Hugging Face checkpoint (config.json and *.safetensors)."
+_LATER_SHARD = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 def check_model_path(name: str, *, dummy: bool = False) -> None:
     """Raise CheckpointError when `name` is a path here that holds something else than a checkpoint.
 
-    Nothing happens for a hub id, or for a folder with config.json and weights: what those hold is the
-    loader's matter. `dummy`: weights are made up, so none are needed.
+    Nothing happens for a hub id, a GGUF file, or a folder with one or with config.json and weights: what
+    those hold is the loader's matter. `dummy`: weights are made up, so none are needed.
     """
     path = Path(name)
     try:
-        if path.is_file():
+        if path.is_file() and not is_gguf(path):
             raise _file(path)
         if path.is_dir():
             _check_folder(path, dummy)
@@ -41,16 +43,34 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def _gguf(what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{what}, and this version of Octavo does not read GGUF yet.",
-        hint="Give the same model's Hugging Face folder or hub id (config.json and *.safetensors).",
-    )
+def gguf_in(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or that it holds and is known by; None when it is something else.
+
+    A folder with config.json and weights of another format is that. Of shards it is the first; projectors of
+    multimodal models do not count. CheckpointError when the folder holds several models.
+    """
+    if path.is_file():
+        return path if is_gguf(path) else None
+    if not path.is_dir():
+        return None
+    entries = sorted(islice(path.iterdir(), _MOST_ENTRIES))
+    if _is_checkpoint([entry.name for entry in entries]):
+        return None
+    found = [entry for entry in entries if _may_be_gguf(entry) and is_gguf(entry)]
+    found = [file for file in found if not _LATER_SHARD.search(file.name) and "mmproj" not in file.name]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(found)} GGUF models: {', '.join(file.name for file in found[:5])}.",
+            hint="Name one of the files.",
+        )
+    return found[0] if found else None
+
+
+def _is_checkpoint(names: list[str]) -> bool:
+    return "config.json" in names and any(name.endswith(_WEIGHTS) for name in names)
 
 
 def _file(path: Path) -> CheckpointError:
-    if is_gguf(path):
-        return _gguf(f"{path} is a GGUF file")
     if (path.parent / "config.json").is_file():
         return CheckpointError(f"{path} is a file of a model.", hint=f"Name its folder: {path.parent}")
     return CheckpointError(f"{path} is a file, and no model that Octavo knows.", hint=_WANTED)
@@ -60,11 +80,9 @@ def _check_folder(path: Path, dummy: bool) -> None:
     entries = sorted(islice(path.iterdir(), _MOST_ENTRIES))
     names = [entry.name for entry in entries]
     configured = "config.json" in names
-    if configured and (dummy or any(name.endswith(_WEIGHTS) for name in names)):
+    if configured and (dummy or _is_checkpoint(names)):
         return
-    if found := next((entry for entry in entries if _may_be_gguf(entry) and is_gguf(entry)), None):
-        raise _gguf(f"{path} holds a GGUF file ({found.name})")
-    if configured:
+    if configured or gguf_in(path) is not None:
         return
     if "adapter_config.json" in names:
         raise _adapter(path)

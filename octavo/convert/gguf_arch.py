@@ -31,8 +31,31 @@ _FACTORS = {
 """GGUF architecture -> config.json's key -> GGUF's, for the factors that only some families have."""
 
 
+_ACTS = dict.fromkeys(("gpt2", "phi2", "starcoder2", "gemma", "gemma2", "gemma3"), "gelu_tanh")
+"""GGUF architecture -> the activation that it stands for, where that is not silu."""
+
+
+def _refuse_options(c: Arch, name: str) -> None:
+    """UnsupportedModel for what GGUF has no key for: other programs would compute something else."""
+    act = _ACTS.get(name, "silu")
+    # Gemma's first releases say gelu and mean its approximation.
+    if c.act != act and not (name == "gemma" and c.act == "gelu"):
+        raise UnsupportedModel(f"GGUF's {name} computes {act}, this model {c.act}.")
+    if name == "smollm3" and any(c.uses_rope(i) == ((i + 1) % 4 == 0) for i in range(c.layers)):
+        raise UnsupportedModel("GGUF's smollm3 leaves every fourth layer without rope; this model others.")
+    for key in ("qk_layernorm", "scale_attn_by_inverse_layer_idx"):
+        if c.config.get(key):
+            raise UnsupportedModel(f"GGUF's {name} has no word for config.json's {key}.")
+    if c.config.get("scale_attn_weights") is False:
+        raise UnsupportedModel(f"GGUF's {name} scales its attention; this model does not.")
+
+
 def arch_metadata(c: Arch, name: str) -> Metadata:
-    """The keys `{name}.*` of an architecture that GGUF calls `name`."""
+    """The keys `{name}.*` of an architecture that GGUF calls `name`.
+
+    Raises UnsupportedModel for an option that GGUF has no key for.
+    """
+    _refuse_options(c, name)
     counts = {
         "vocab_size": c.vocab,
         "context_length": c.max_positions,
@@ -51,8 +74,6 @@ def arch_metadata(c: Arch, name: str) -> Metadata:
         found[f"{name}.{ours}"] = Value("f32", c.number(theirs))
     if name == "stablelm":
         found["stablelm.use_parallel_residual"] = Value("bool", c.flag("use_parallel_residual"))
-    if name == "smollm3" and any(c.uses_rope(i) == ((i + 1) % 4 == 0) for i in range(c.layers)):
-        raise UnsupportedModel("GGUF's smollm3 leaves every fourth layer without rope; this model others.")
     return {**found, **_attention(c, name), **_rope(c, name)}
 
 
@@ -110,6 +131,8 @@ def _rope(c: Arch, name: str) -> Metadata:
 
 def _yarn(c: Arch, p: RopeParams, kind: str, scaling: str) -> Metadata:
     factor = p.optional("factor") or p.max_positions / p.original
+    if not p.values.get("truncate", True):
+        raise UnsupportedModel("GGUF has no word for YaRN without truncation.")
     # llama.cpp multiplies with the usual magnitude itself.
     usual = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
     found = {

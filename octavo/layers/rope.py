@@ -202,8 +202,14 @@ def _longrope(p: RopeParams) -> Rope:
     )
 
 
+def _factors(p: RopeParams) -> Rope:
+    """Divisors of the plain frequencies, as a GGUF file lists them."""
+    return Rope(_floats(1 / p.powers() / p.factors("factors")), base=p.base)
+
+
 _BUILDERS: dict[str, Callable[[RopeParams], Rope]] = {
     "default": _default,
+    "factors": _factors,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,

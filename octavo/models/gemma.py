@@ -77,7 +77,7 @@ def gemma2(c: Arch) -> Decoder:
 
 
 @family("Gemma3ForCausalLM", names=GEMMA, gguf="gemma3")
-@family("Gemma3ForConditionalGeneration", names=WITH_VISION)
+@family("Gemma3ForConditionalGeneration", names=WITH_VISION, gguf="gemma3")
 def gemma3(c: Arch) -> Decoder:
     """Five local layers to a global one, each kind with its own rope base; norms on query and key."""
     return _decoder(c, head_norms=True, softcap=None)

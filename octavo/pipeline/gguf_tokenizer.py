@@ -25,7 +25,17 @@ _NAMED = {
     "mask_token": ("mask",),
 }
 """Special tokens, and what GGUF calls them (its keys have the spelling mistake)."""
-_ADDS_BOS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
+_ADDS_BOS = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "midm-2.0",
+    "lfm2",
+    "tekken",
+)
 """Pre-tokenizers whose files begin every text with BOS unless they say otherwise."""
 
 
@@ -62,7 +72,7 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any], where: str) -> None:
         self.metadata = metadata
         self.where = where
-        self.tokens: list[str] = self.texts("tokens")
+        self.tokens: list[str] = list(self.texts("tokens"))
         kinds = self.get("token_type")
         self.kinds: list[int] = kinds.tolist() if hasattr(kinds, "tolist") else [1] * len(self.tokens)
         if len(self.kinds) != len(self.tokens):
@@ -81,7 +91,9 @@ class _Vocabulary:
     def scores(self) -> list[float]:
         found = self.get("scores")
         if not hasattr(found, "tolist") or len(found) != len(self.tokens):
-            raise CheckpointError(f"{self.where}: tokenizer.ggml.scores is missing or not one for each token.")
+            raise CheckpointError(
+                f"{self.where}: tokenizer.ggml.scores is missing or not one for each token."
+            )
         return [float(score) for score in found.tolist()]
 
     def special(self, *names: str) -> str | None:
@@ -118,7 +130,7 @@ class _Vocabulary:
 
     def config(self, kind: str) -> dict[str, Any]:
         """What tokenizer_config.json would say."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"chat_template": gguf_templates(self.metadata)}
         for ours, theirs in _NAMED.items():
             if (text := self.special(*theirs)) is not None:
                 found[ours] = text
@@ -172,7 +184,7 @@ def _pre_tokenizer(pre: Pre) -> Any:
     """The steps as the library's objects."""
     from tokenizers import Regex, pre_tokenizers
 
-    made = []
+    made: list[Any] = []
     for step in pre.steps:
         if step["type"] == "Split":
             made.append(pre_tokenizers.Split(Regex(step["pattern"]["Regex"]), "isolated", invert=False))

@@ -1,8 +1,8 @@
 """From the blocks of a GGUF tensor to a weight layout: the same codes and scales, put where kernels look.
 
 Blocks are uint8 [n, block bytes]. Their formats are ggml's (ggml-common.h, ggml-quants.c); what a decoder
-gives, dequantized, is bit for bit what the gguf package's `dequantize` gives. Types whose weights take no more
-than 16 values (the IQ types too, whose points have few sizes) become codes of 4 bits.
+gives, dequantized, is bit for bit what the gguf package gives. Types whose weights take at most 16 values
+(the IQ types too, whose points have few sizes) become codes of 4 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import F32, FLOATS, Dense, Int4Group, Int8, IntBits, Layout, Lut4, SubScales, pack4
-from octavo.ops.layouts.groups import Grouped
 from octavo.weights.ggml import GgmlType
 from octavo.weights.iq_grids import grid, sizes
 
@@ -25,6 +24,7 @@ U8 = NDArray[np.uint8]
 _CHUNK_ELEMENTS = 1 << 22
 """Blocks are decoded in pieces of about this many values, so that temporaries stay small."""
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_EIGHTH, _QUARTER = np.float32(0.125), np.float32(0.25)
 _FP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """E2M1, doubled."""
 
@@ -69,7 +69,7 @@ def _view(raw: U8, dtype: np.dtype[Any]) -> NDArray[Any]:
     return (flat if aligned else flat.copy()).view(dtype)
 
 
-def _rows(raw: U8, kind: GgmlType, cols: int) -> Grouped:
+def _rows(raw: U8, kind: GgmlType, cols: int) -> Layout:
     """Some rows of a quantized tensor."""
     rows = len(raw)
     read, build = _DECODERS[kind.name]
@@ -77,7 +77,8 @@ def _rows(raw: U8, kind: GgmlType, cols: int) -> Grouped:
     per = kind.block // blocks.group
     scale = _scale(blocks.scale, blocks.steps, rows, per)
     minimum = None if blocks.minimum is None else _scale(blocks.minimum, blocks.minimum_steps, rows, per)
-    return build(blocks.codes.reshape(rows, cols), scale, blocks.group, minimum)
+    found: Layout = build(blocks.codes.reshape(rows, cols), scale, blocks.group, minimum)
+    return found
 
 
 def _scale(unit: F32, steps: NDArray[np.int8] | None, rows: int, per: int) -> F32 | SubScales:
@@ -85,7 +86,7 @@ def _scale(unit: F32, steps: NDArray[np.int8] | None, rows: int, per: int) -> F3
     return unit if steps is None else SubScales(steps.reshape(rows, -1), unit, per)
 
 
-def _stacked(parts: list[Grouped]) -> Layout:
+def _stacked(parts: list[Layout]) -> Layout:
     """Layouts of one kind, one below the other."""
     first: Any = parts[0]
     joined: dict[str, Any] = {}
@@ -106,19 +107,19 @@ def _stacked(parts: list[Grouped]) -> Layout:
 # Building layouts: (codes [rows, cols], scale, group, minimum) -> layout.
 
 
-def _int4(codes: Any, scale: Any, group: int, minimum: Any) -> Grouped:
+def _int4(codes: Any, scale: Any, group: int, minimum: Any) -> Layout:
     return Int4Group(pack4(codes), codes.shape[1], scale, group, minimum=minimum)
 
 
-def _int8(codes: Any, scale: Any, group: int, minimum: Any) -> Grouped:
+def _int8(codes: Any, scale: Any, group: int, minimum: Any) -> Layout:
     return Int8(codes.view(np.int8), scale, group, minimum=minimum)
 
 
-def _bits(bits: int) -> Callable[..., Grouped]:
+def _bits(bits: int) -> Callable[..., Layout]:
     return lambda codes, scale, group, minimum: IntBits(codes, bits, scale, group, minimum=minimum)
 
 
-def _table(*values: float) -> Callable[..., Grouped]:
+def _table(*values: float) -> Callable[..., Layout]:
     table = np.zeros(16, np.float32)
     table[: len(values)] = values
     return lambda codes, scale, group, _: Lut4(pack4(codes), codes.shape[1], table, scale, group)
@@ -306,27 +307,27 @@ def _iq2_xxs(b: U8) -> Blocks:
     signs = _signs7((words[:, :, 1:] >> _SEVENS & 127).reshape(len(b), -1))
     points = np.ascontiguousarray(words[:, :, 0]).view(np.uint8)
     return Blocks(
-        _points("IQ2_XXS", points, signs), 32, _halves(b[:, :2]) / 8, _odd(words[:, :, 1] >> 28)
+        _points("IQ2_XXS", points, signs), 32, _halves(b[:, :2]) * _EIGHTH, _odd(words[:, :, 1] >> 28)
     )
 
 
 def _iq2_xs(b: U8) -> Blocks:
     words = _words(b[:, 2:66], "<u2")
     codes = _points("IQ2_XS", words & 511, _signs7(words >> 9))
-    return Blocks(codes, 16, _halves(b[:, :2]) / 8, _odd(_two_a_byte(b[:, 66:74])))
+    return Blocks(codes, 16, _halves(b[:, :2]) * _EIGHTH, _odd(_two_a_byte(b[:, 66:74])))
 
 
 def _iq2_s(b: U8) -> Blocks:
     high = (b[:, 66:74, None] >> np.array([0, 2, 4, 6], np.uint8) & 3).reshape(len(b), -1)
     indexes = b[:, 2:34].astype(np.uint16) | high.astype(np.uint16) << 8
     codes = _points("IQ2_S", indexes, _bits_of_bytes(b[:, 34:66]))
-    return Blocks(codes, 16, _halves(b[:, :2]) / 8, _odd(_two_a_byte(b[:, 74:82])))
+    return Blocks(codes, 16, _halves(b[:, :2]) * _EIGHTH, _odd(_two_a_byte(b[:, 74:82])))
 
 
 def _iq3_xxs(b: U8) -> Blocks:
     words = _words(b[:, 66:98], "<u4")
     signs = _signs7((words[:, :, None] >> _SEVENS & 127).reshape(len(b), -1))
-    return Blocks(_points("IQ3_XXS", b[:, 2:66], signs), 32, _halves(b[:, :2]) / 4, _odd(words >> 28))
+    return Blocks(_points("IQ3_XXS", b[:, 2:66], signs), 32, _halves(b[:, :2]) * _QUARTER, _odd(words >> 28))
 
 
 def _iq3_s(b: U8) -> Blocks:
@@ -355,13 +356,13 @@ def _iq1_m(b: U8) -> Blocks:
     return Blocks(_points("IQ1_S", indexes, np.repeat(fours >> 3, 8, axis=1)), 16, scale, _odd(steps))
 
 
-def _with_signs(name: str) -> Callable[..., Grouped]:
+def _with_signs(name: str) -> Callable[..., Layout]:
     found = sizes(name)
     return _table(*(*found, *[0] * (8 - len(found)), *(-size for size in found)))
 
 
 _MOVED = _table(-0.875, 0.125, 1.125, 0, 0, 0, 0, 0, -1.125, -0.125, 0.875)
-_DECODERS: dict[str, tuple[Callable[[U8], Blocks], Callable[..., Grouped]]] = {
+_DECODERS: dict[str, tuple[Callable[[U8], Blocks], Callable[..., Layout]]] = {
     "Q4_0": (_q4_0, _int4),
     "Q4_1": (_q4_1, _int4),
     "Q5_0": (_q5_0, _bits(5)),
@@ -388,5 +389,17 @@ _DECODERS: dict[str, tuple[Callable[[U8], Blocks], Callable[..., Grouped]]] = {
 }
 """Type -> (its blocks taken apart, how the codes are kept)."""
 
+
+def packed_bits(kind: GgmlType) -> int:
+    """Bits of memory a weight of this type takes at most, its share of scales and minima included."""
+    if kind.name not in _DECODERS:
+        return 8 * kind.nbytes // kind.block
+    read, build = _DECODERS[kind.name]
+    blocks = read(np.zeros((1, kind.nbytes), np.uint8))
+    code = 4 if isinstance(build(blocks.codes, np.zeros((1, 1), np.float32), kind.block, None), _FOUR) else 8
+    return code + -(-32 * (1 if blocks.minimum is None else 2) // blocks.group)
+
+
+_FOUR = (Int4Group, Lut4)
 DECODED = frozenset(_DECODERS) | {"F32", "F16", "BF16", "F64"}
 """The types that `decode` knows."""

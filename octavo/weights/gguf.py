@@ -6,6 +6,7 @@ length, size and offset is held against the bytes that are there before anything
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from octavo.errors import CheckpointError
 from octavo.ops.layouts import Layout
 from octavo.weights.ggml import TYPES, GgmlType
-from octavo.weights.ggml_decode import decode
+from octavo.weights.ggml_decode import decode, packed_bits
 from octavo.weights.mapped import MappedFile
 
 MAGIC = b"GGUF"
@@ -33,7 +34,8 @@ _MAX_ELEMENTS = 1 << 48
 _MAX_ALIGNMENT = 1 << 20
 _DEFAULT_ALIGNMENT = 32
 _SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1",
+    10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -118,6 +120,11 @@ class GgufCheckpoint:
         """One tensor; KeyError when there is none of that name."""
         return self._where[name].get(name)
 
+    def packed_bytes(self) -> int:
+        """About what the tensors take in memory once they are packed."""
+        entries = [entry for file in self.files for entry in file.entries.values()]
+        return sum(packed_bits(entry.type) * math.prod(entry.shape) // 8 for entry in entries)
+
     def file_of(self, name: str) -> Path:
         """The file that holds the tensor."""
         return self._where[name].path
@@ -151,7 +158,9 @@ def open_gguf(path: Path) -> GgufCheckpoint:
     checkpoint = GgufCheckpoint(GgufFile(shard) for shard in paths)
     stated = checkpoint.metadata.get("split.count", len(paths))
     if stated not in (0, len(paths)):
-        raise CheckpointError(f"{checkpoint.path} says that it is one of {stated!r:.20} shards, found {len(paths)}.")
+        raise CheckpointError(
+            f"{checkpoint.path} says that it is one of {stated!r:.20} shards, found {len(paths)}."
+        )
     return checkpoint
 
 
@@ -161,7 +170,9 @@ def shards(path: Path) -> list[Path]:
     if match is None:
         return [path]
     count = int(match["count"])
-    return [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)] or [path]
+    return [path.with_name(f"{match['stem']}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)] or [
+        path
+    ]
 
 
 class _Cursor:
@@ -191,7 +202,7 @@ class _Cursor:
         version = self.u32()
         if version in _VERSIONS:
             return
-        if version & 0xFFFF == 0:
+        if version >> 24 in _VERSIONS:
             raise CheckpointError(f"{self.file.path} is a GGUF file for big-endian machines.")
         raise CheckpointError(f"{self.file.path} is GGUF version {version}; versions 2 and 3 are read.")
 
@@ -285,7 +296,9 @@ def _entries(
         if not 0 < elements <= _MAX_ELEMENTS:
             raise CheckpointError(f"{where} has the impossible shape {list(shape)}.")
         if shape[-1] % kind.block:
-            raise CheckpointError(f"{where}: {shape[-1]} columns are not whole {kind.name} blocks of {kind.block}.")
+            raise CheckpointError(
+                f"{where}: {shape[-1]} columns are not whole {kind.name} blocks of {kind.block}."
+            )
         nbytes = kind.tensor_bytes(shape)
         if data + offset + nbytes > file_bytes:
             raise CheckpointError(

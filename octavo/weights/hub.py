@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ _IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
 """Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
+_GGUF_NAME = re.compile(r"([^:]+/[^:]+):([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
+_SHARD = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
 
@@ -44,6 +46,8 @@ def resolve_model(
 ) -> Path:
     """The folder (or file) that `name` means: a local path, `~` included, else a hub id that is downloaded.
 
+    `repo:file.gguf` is one GGUF file of a hub model (with its other shards), `repo:Q4_K_M` the one with that
+    in its name.
     `allow_patterns`: which files to fetch instead of the default (configuration, tokenizer, and safetensors
     or, where there are none, `.bin`). `use_modelscope`: None reads OCTAVO_USE_MODELSCOPE. Raises ConfigError
     for a name that is neither, CheckpointError with the cause and the fix when the download fails.
@@ -51,17 +55,42 @@ def resolve_model(
     local = _local(name)
     if local is not None:
         return local
+    named = _GGUF_NAME.fullmatch(name)
+    name, file = named.groups() if named else (name, "")
     _check_id(name, revision)
     if use_modelscope is None:
         use_modelscope = read_environment().use_modelscope
     fetch = _fetch_modelscope if use_modelscope else _fetch_huggingface
     with _one_sentence(name, "ModelScope" if use_modelscope else "Hugging Face", revision):
+        if file:
+            return _fetch_gguf(
+                file, lambda patterns: fetch(name, patterns, revision, download_dir, hf_token, quiet)
+            )
         if allow_patterns is not None:
             return fetch(name, allow_patterns, revision, download_dir, hf_token, quiet)
         folder = fetch(name, TEXT_FILES + _SAFETENSORS, revision, download_dir, hf_token, quiet)
         if not any(folder.glob("*.safetensors")):
             folder = fetch(name, TEXT_FILES + _PICKLED, revision, download_dir, hf_token, quiet)
         return folder
+
+
+def _fetch_gguf(file: str, fetch: Callable[[tuple[str, ...]], Path]) -> Path:
+    """One GGUF file of a repository by its name, or by what stands before `.gguf` at its end."""
+    shard = _SHARD.search(file)
+    pattern = f"{file[: shard.start()]}-*-of-{shard['count']}.gguf" if shard else file
+    folder = fetch((pattern if file.endswith(".gguf") else f"*{file}*.gguf",))
+    if file.endswith(".gguf"):
+        if not (folder / file).is_file():
+            raise CheckpointError(f"There is no file {file} in the repository.")
+        return folder / file
+    found = sorted(path for path in folder.glob("*.gguf") if file.lower() in path.name.lower())
+    if not found:
+        raise CheckpointError(f"There is no GGUF file with {file} in its name in the repository.")
+    first = [path for path in found if not _SHARD.search(path.name) or "-00001-of-" in path.name]
+    if len(first) != 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise CheckpointError(f"{file} may be {names}.", hint="Give the whole name: repo:file.gguf.")
+    return first[0]
 
 
 def _local(name: str) -> Path | None:

@@ -1,0 +1,114 @@
+"""The load pass for GGUF: every Param once, in the layout that its tensor's type decodes into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from octavo.errors import CheckpointError
+from octavo.layers.decoder import Decoder
+from octavo.layers.norm import RMSNorm
+from octavo.models.gguf import GgufSource, source, to_halves
+from octavo.ops.contract import Param
+from octavo.ops.joining import join
+from octavo.ops.layouts import Dense, Layout
+from octavo.quant.online import Rounding
+from octavo.weights.gguf import GgufCheckpoint
+
+_UNUSED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Read with the hyper-parameters."""
+_LISTED = 5
+
+
+def plain_norms(model: Decoder) -> Decoder:
+    """The model with norms that hold their whole weight, as GGUF stores Gemma's."""
+    for _, layer in model.walk():
+        if isinstance(layer, RMSNorm):
+            layer.offset = 0.0
+    return model
+
+
+def load_gguf(
+    model: Decoder,
+    checkpoint: GgufCheckpoint,
+    dtype: str,
+    *,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    roundings: Mapping[str, Rounding] | None = None,
+) -> Iterator[tuple[Param, Layout]]:
+    """Every Param of `model` (named by declare, with plain norms) with its weights, as `load` gives them.
+
+    Raises CheckpointError at once for tensors that are missing, of another shape, or left over.
+    """
+    present = set(checkpoint.names())
+    wanted = [(param, source(model, param, present)) for _, param in model.named_params()]
+    for param, found in wanted:
+        _check(checkpoint, param, found, present)
+    left = sorted(present - {name for _, found in wanted for name in found.names} - set(_UNUSED))
+    if left:
+        more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
+        raise CheckpointError(
+            f"The model has no place for {len(left)} of the tensors in {checkpoint.path}: "
+            f"{', '.join(name[:80] for name in left[:_LISTED])}{more}."
+        )
+    return _read(wanted, checkpoint, dtype, on_bytes, roundings or {})
+
+
+def _check(checkpoint: GgufCheckpoint, param: Param, found: GgufSource, present: set[str]) -> None:
+    for name, rows in zip(found.names, found.rows, strict=True):
+        expected = (rows, *param.shape[1:])
+        if name not in present:
+            raise CheckpointError(
+                f"Tensor {name} is missing from {checkpoint.path}; expected shape {list(expected)}.",
+                hint="Is its download complete?",
+            )
+        shape = checkpoint.entry(name).shape
+        if shape != expected:
+            raise CheckpointError(
+                f"Tensor {name} in {checkpoint.file_of(name)} has shape {list(shape)}, expected "
+                f"{list(expected)}."
+            )
+
+
+def _read(
+    wanted: list[tuple[Param, GgufSource]],
+    checkpoint: GgufCheckpoint,
+    dtype: str,
+    on_bytes: Callable[[int], None],
+    roundings: Mapping[str, Rounding],
+) -> Iterator[tuple[Param, Layout]]:
+    for param, found in wanted:
+        rounding = roundings.get(param.name)
+        kept = "float32" if rounding else dtype
+        parts = [
+            _part(checkpoint, param, name, rows, heads, kept)
+            for name, rows, heads in zip(found.names, found.rows, found.heads, strict=True)
+        ]
+        tensor = _vector(parts) if param.kind == "vector" else join(parts)
+        del parts
+        yield param, rounding(tensor) if rounding and isinstance(tensor, Dense) else tensor
+        del tensor
+        for name in found.names:
+            checkpoint.release(name)
+        on_bytes(sum(checkpoint.entry(name).nbytes for name in found.names))
+
+
+def _vector(parts: list[Layout]) -> Dense:
+    """Vectors one behind the other, float32."""
+    return Dense(np.concatenate([part.dequantize() for part in parts]), "float32")
+
+
+def _part(checkpoint: GgufCheckpoint, param: Param, name: str, rows: int, heads: int, dtype: str) -> Layout:
+    """One tensor with its rows in the checkpoint's order; a matrix of wide floats as `dtype`."""
+    layout = checkpoint.get(name)
+    if heads:
+        layout = layout.take(to_halves(rows, heads))
+    if (
+        param.kind != "vector"
+        and isinstance(layout, Dense)
+        and layout.dtype == "float32"
+        and dtype != "float32"
+    ):
+        return Dense.of(layout.dequantize(), dtype)
+    return layout

@@ -1,0 +1,96 @@
+"""A checkpoint of every family, written as GGUF and read again, computes what it did before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batches import Session
+from family_cases import CASES, VOCAB, Case, make
+
+from octavo.build.bind import bind
+from octavo.build.declare import declare
+from octavo.build.load import load
+from octavo.build.load_gguf import plain_norms
+from octavo.build.shard import shard
+from octavo.build.source import Source, open_source
+from octavo.convert.gguf import convert
+from octavo.errors import UnsupportedModel
+from octavo.models.registry import lookup
+from octavo.ops.contract import Limits, Precision
+from octavo.pipeline.vocab import read_json
+
+LIMITS = Limits(tokens=256, sequences=8, logit_rows=256, block_size=16, max_model_len=256)
+PROMPT = [int(t) for t in np.random.default_rng(3).integers(0, VOCAB, 61)]
+EXACT = 2e-5
+"""Of the logits' deviation: llama3's frequencies are stored as quotients."""
+
+
+def logits(source: Source, dtype: str = "float32") -> np.ndarray:
+    model = shard(declare(source.arch(None), dtype))
+    if source.gguf is not None:
+        model = plain_norms(model)
+    tensors = load(model, source.checkpoint(), dtype)
+    precision = Precision(quantized="float32")
+    session = Session(bind(model, tensors, precision, LIMITS, "native", threads=(1, 1)))
+    return session.step([(session.start(PROMPT), len(PROMPT))], every_row=True)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    words = {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(VOCAB)}, "unk_token": "w0"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": words}))
+    return folder
+
+
+def both(case: Case, folder: Path, outtype: str) -> tuple[Source, Source]:
+    made = with_tokenizer(make(case, folder).folder)
+    convert(made, folder / "model.gguf", outtype)
+    return open_source(made, read_json), open_source(folder / "model.gguf", read_json)
+
+
+REFUSED = {
+    "llama-head16-mha": "computes silu",
+    "qwen2-yarn-options": "truncation",
+    "smollm3": "every fourth layer",
+    "smollm3-window": "every fourth layer",
+    "phi": "qk_layernorm",
+    "gpt2-untied-by-depth": "inverse_layer_idx",
+}
+"""What GGUF has no word for."""
+WITHOUT_DYNAMIC = [
+    *(case for case in CASES if "dynamic" not in case.name),
+    Case("smollm3-fourth", "SmolLM3", {"num_hidden_layers": 5}),
+]
+"""GGUF keeps the plain frequencies of a rope that changes with the length."""
+
+
+@pytest.mark.parametrize("case", WITHOUT_DYNAMIC, ids=lambda case: case.name)
+def test_same_logits(case: Case, tmp_path: Path) -> None:
+    if case.name in REFUSED:
+        with pytest.raises(UnsupportedModel, match=REFUSED[case.name]):
+            both(case, tmp_path, "f32")
+        return
+    before, after = both(case, tmp_path, "f32")
+    expected = logits(before)
+    worst = np.abs(logits(after) - expected).max()
+    assert worst <= EXACT * max(1.0, float(expected.std()))
+    assert lookup(after.arch(None).architecture).gguf == lookup(before.arch(None).architecture).gguf
+
+
+QUANTIZED = {"q8_0": 0.06, "q6_k": 0.2, "q5_1": 0.35, "q5_0": 0.4, "q4_1": 0.65, "q4_0": 0.7, "iq4_nl": 0.65,
+             "q4_k_m": 0.65, "q5_k_m": 0.3, "f16": 2e-3, "bf16": 0.03}  # fmt: skip
+"""Largest share of the logits' deviation that rounding may cost: half as much again as measured. Weights of
+noise lose more than trained ones."""
+
+
+@pytest.mark.parametrize("outtype", QUANTIZED)
+def test_quantized_types_lose_little(outtype: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+    before, after = both(Case(f"llama-{outtype}", "Llama", sizes), tmp_path, outtype)
+    expected = logits(before)
+    error = np.sqrt(np.square(logits(after) - expected).mean()) / expected.std()
+    assert error <= QUANTIZED[outtype], error
+    assert after.quantized == (outtype not in ("f16", "bf16"))
