@@ -183,7 +183,7 @@ def _decide(config: EngineConfig) -> _Plan:
         decoder = plain_norms(decoder)
     rounded = roundings(decoder, config.quantization)
     precision = _precision(config, dtype)
-    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded)
+    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded, stored)
     if free_bytes <= 0:
         raise OutOfMemory(
             f"The weights need {-free_bytes / 2**30:.1f} GiB more memory than the "
@@ -257,8 +257,11 @@ def _weight_bytes(
     checkpoint: Checkpoint | GgufCheckpoint | DummyWeights,
     dtype: str,
     rounded: Mapping[str, Rounding],
+    stored: Format | None = None,
 ) -> int:
-    """What the packed weights will take; float32 checkpoints shrink when they are rounded."""
+    """What the packed weights will take; float32 checkpoints shrink when they are rounded, and codes of few
+    bits may stand wider than in their file.
+    """
     width = 4 if dtype == "float32" else 2
     dense = sum(
         rounded[name].nbytes(param) if name in rounded else width * _product(param.shape)
@@ -266,8 +269,9 @@ def _weight_bytes(
     )
     if isinstance(checkpoint, DummyWeights) or rounded:
         return dense
-    packed = checkpoint.packed_bytes() if isinstance(checkpoint, GgufCheckpoint) else checkpoint.nbytes
-    return min(dense, packed)
+    if isinstance(checkpoint, GgufCheckpoint):
+        return min(dense, checkpoint.packed_bytes())
+    return min(dense, int(checkpoint.nbytes * (stored.growth if stored else 1)))
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -378,7 +382,7 @@ def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
     }
     root = Path(environment.cache_root).expanduser() if environment.cache_root else _default_cache()
     cache = PackedCache(root / "packed", environment.cache_bytes)
-    weight_bytes = _weight_bytes(plan.decoder, plan.checkpoint, plan.dtype, plan.roundings)
+    weight_bytes = _weight_bytes(plan.decoder, plan.checkpoint, plan.dtype, plan.roundings, plan.stored)
     return cache.file(fingerprint(files, facts), weight_bytes)
 
 

@@ -12,6 +12,7 @@ from octavo.config.arch import Arch
 from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.log import logger
+from octavo.quant.auto_round import auto_round
 from octavo.quant.awq import Awq
 from octavo.quant.bitsandbytes import BitsAndBytes
 from octavo.quant.compressed import CompressedTensors
@@ -24,6 +25,7 @@ log = logger(__name__)
 
 FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "gptq": Gptq,
+    "auto-round": auto_round,
     "awq": Awq,
     "bitsandbytes": BitsAndBytes,
     "compressed-tensors": CompressedTensors,

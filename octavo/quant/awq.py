@@ -34,6 +34,7 @@ class Awq:
 
     method = "awq"
     unused: tuple[str, ...] = ()
+    growth = 1.0
 
     def __init__(self, config: dict[str, Any]) -> None:
         integer(config, "bits" if "bits" in config else "w_bit", (4,), "4", default=4)

@@ -36,6 +36,7 @@ class BitsAndBytes:
 
     method = "bitsandbytes"
     unused: tuple[str, ...] = (r"\.weight_format$",)
+    growth = 1.1
 
     def __init__(self, config: dict[str, Any]) -> None:
         del config

@@ -61,6 +61,7 @@ class CompressedTensors:
         r"\.(input|output)_(scale|zero_point|global_scale)$",
         r"\.([kqv]|kv|attn)_(scale|zero_point|global_scale)$",
     )
+    growth = 1.0
 
     def __init__(self, config: dict[str, Any]) -> None:
         sparsity = config.get("sparsity_config") or {}

@@ -33,6 +33,10 @@ class Format(Protocol):
     unused: tuple[str, ...]
     """Regular expressions of tensors that belong to the format and that nobody reads."""
 
+    @property
+    def growth(self) -> float:
+        """Bytes in memory over bytes in the file: more than 1 where codes stand wider."""
+
     def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
         """The last words of the tensors that hold the weight of the module `stem`; none when it is plain.
 

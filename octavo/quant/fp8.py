@@ -25,6 +25,7 @@ class Fp8Checkpoint:
 
     method = "fp8"
     unused: tuple[str, ...] = (r"\.(input|output)_scale(_ub)?$", r"\.[kqv]_scale$", r"\.kv_scale$")
+    growth = 1.0
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._block = block_of(config.get("weight_block_size"), "weight_block_size")

@@ -73,6 +73,11 @@ class Gptq:
             if not key.startswith("-:") and isinstance(value, dict)
         ]
 
+    @property
+    def growth(self) -> float:
+        # Codes of 2 and 3 bits stand in 4.
+        return max(1.0, 4 / self._settings.bits)
+
     def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
         if f"{stem}.qweight" not in present:
             return ()

@@ -11,6 +11,7 @@ from held import Held
 
 from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.ops.layouts import Int4Group, Layout
+from octavo.quant.auto_round import auto_round
 from octavo.quant.awq import Awq
 from octavo.quant.format import Format, Tensors
 from octavo.quant.gptq import Gptq
@@ -92,6 +93,21 @@ def test_dynamic_changes_the_settings_of_modules() -> None:
     same(read(Gptq({"bits": 4, "group_size": 32, "dynamic": dynamic}), tensors, 32, 64), values)
     with pytest.raises(UnsupportedModel, match=r"dynamic has '\+:\('"):
         Gptq({"bits": 4, "group_size": 32, "dynamic": {"+:(": {}}})
+
+
+def test_auto_round_is_one_of_the_two() -> None:
+    tensors, values = packers.gptq(np.random.default_rng(1), 32, 64, bits=2)
+    extra = {"m": {"bits": 2}, "other": {"bits": 16, "data_type": "fp"}}
+    config = {"bits": 4, "group_size": 32, "sym": True, "packing_format": "auto_round:auto_gptq"}
+    same(read(auto_round({**config, "extra_config": extra}), tensors, 32, 64), values)
+    tensors, values = packers.awq(np.random.default_rng(1), 32, 64, group=32)
+    same(read(auto_round({**config, "packing_format": "auto_round:auto_awq"}), tensors, 32, 64), values)
+    with pytest.raises(UnsupportedModel, match="'triton'"):
+        auto_round({**config, "packing_format": "auto_round:triton"})
+
+
+def test_few_bits_take_the_room_of_four() -> None:
+    assert [Gptq({"bits": bits}).growth for bits in (2, 4, 8)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, -1])

@@ -239,7 +239,7 @@ def test_a_contradicting_flag_gets_one_warning(caplog: pytest.LogCaptureFixture)
 
 def test_an_unknown_method_is_refused_by_name() -> None:
     for config, said in (({"quant_method": "spqr"}, "'spqr'"), ({"x": 1}, "'unnamed'")):
-        with pytest.raises(UnsupportedModel, match=rf"{said}, which is not supported \(supported: awq, "):
+        with pytest.raises(UnsupportedModel, match=rf"{said}, which is not supported \(supported: auto"):
             quantize(read_arch({**SMALL, "quantization_config": config}))
     with pytest.raises(CheckpointError, match=r"quant_method \[1\]"):
         quantize(read_arch({**SMALL, "quantization_config": {"quant_method": [1]}}))
