@@ -47,14 +47,15 @@ check: $(STAMP)-test
 test: $(STAMP)-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The ARM kernels under an emulator; Debian: apt-get install g++-aarch64-linux-gnu qemu-user
+# The ARM kernels under an emulator, on a processor that has everything and on one that has NEON alone; Debian: apt-get install g++-aarch64-linux-gnu qemu-user
 ARM_BUILD := build/kernels_test_arm
 test-arm: $(STAMP)-base
 	$(BIN)/cmake -S tests/native -B $(ARM_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
 	$(BIN)/cmake --build $(ARM_BUILD)
-	qemu-aarch64 $(ARM_BUILD)/kernels_test
+	qemu-aarch64 -cpu max $(ARM_BUILD)/kernels_test
+	qemu-aarch64 -cpu cortex-a72 $(ARM_BUILD)/kernels_test
 
 bench: $(STAMP)-base
 	$(BIN)/octavo bench latency

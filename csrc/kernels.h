@@ -248,6 +248,8 @@ const Kernels* avx512vnni_kernels();
 const Kernels* avx512bf16_kernels();
 #elif defined(OCTAVO_ARM64)
 const Kernels* neon_kernels();
+const Kernels* neondot_kernels();
+const Kernels* neoni8mm_kernels();
 #endif
 
 // The best table this machine can run, or the one `name` asks for (null when it cannot run here).

@@ -5,6 +5,10 @@
 
 #if defined(OCTAVO_X86)
 #include <cpuid.h>
+#elif defined(OCTAVO_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(OCTAVO_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace octavo {
@@ -36,6 +40,33 @@ Features detect() {
   if (f.avx512vnni && __get_cpuid_count(7, 1, &a1, &b, &c, &d)) f.avx512bf16 = vbmi && (a1 & (1u << 5));
   return f;
 }
+#elif defined(OCTAVO_ARM64)
+struct Features {
+  bool dot = false, i8mm = false;  // i8mm: with products of bf16, which came at the same time
+};
+
+#if defined(__APPLE__)
+bool has(const char* name) {
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+#endif
+
+// Linux: bits of the kernel's arch/arm64/include/uapi/asm/hwcap.h, by number since older headers lack the names.
+Features detect() {
+  Features f;
+#if defined(__linux__)
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  const unsigned long both = (1ul << 13) | (1ul << 14);  // I8MM, BF16
+  f.dot = first & (1ul << 20);                           // ASIMDDP
+  f.i8mm = f.dot && (second & both) == both;
+#elif defined(__APPLE__)
+  f.dot = has("hw.optional.arm.FEAT_DotProd");
+  f.i8mm = f.dot && has("hw.optional.arm.FEAT_I8MM") && has("hw.optional.arm.FEAT_BF16");
+#endif
+  return f;
+}
 #endif
 
 }  // namespace
@@ -53,6 +84,9 @@ int list_kernels(const Kernels** out, int capacity) {
   if (f.avx2vnni) put(avx2vnni_kernels());
   if (f.avx2) put(avx2_kernels());
 #elif defined(OCTAVO_ARM64)
+  static const Features f = detect();
+  if (f.i8mm) put(neoni8mm_kernels());
+  if (f.dot) put(neondot_kernels());
   put(neon_kernels());  // part of every 64-bit ARM
 #endif
   put(scalar_kernels());

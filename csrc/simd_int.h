@@ -9,7 +9,8 @@
 
 namespace octavo::OCTAVO_ISA {
 
-#if (defined(__AVX512VNNI__) && defined(__AVX512F__)) || defined(__AVXVNNI__)
+#if (defined(__AVX512VNNI__) && defined(__AVX512F__)) || defined(__AVXVNNI__) || \
+    (defined(OCTAVO_NEON) && defined(__ARM_FEATURE_MATMUL_INT8))
 // dot8 multiplies the bytes as they are, so that 128 times the sum of the activations is to be taken off.
 constexpr int kBias8 = 128;
 #else
@@ -161,7 +162,10 @@ inline Ints dot8(Ints s, Bytes w, const int8_t* a) {
 }
 #endif
 
-#else  // scalar, NEON
+#elif defined(OCTAVO_NEON)
+#include "simd_int_neon.inl"
+
+#else  // scalar
 
 struct Bytes {
   uint8_t v[64];
