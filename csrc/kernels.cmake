@@ -1,6 +1,11 @@
 # The kernels of the processor that is built for: `kernels` (sources, each with its instruction set's flags),
 # `kernel_options` and `kernel_definitions`. Chosen among at run time (select.cpp); nothing here is -march=native.
+# `parts` is the rest of the native code that knows no Python.
 set(here ${CMAKE_CURRENT_LIST_DIR})
+foreach(part pack plan plan_ops pool sampler sampler_passes store team)
+  list(APPEND parts ${here}/${part}.cpp)
+endforeach()
+# The plainest first: of equal inline functions the linker keeps the first one's, which any processor runs.
 set(kernels ${here}/select.cpp ${here}/kernels_scalar.cpp)
 # -ffp-contract=off: a product and a sum are fused where a kernel says so and nowhere else, so that an element
 # comes out the same in a full vector, in a tail and in a batch. GCC 12 takes the undefined registers of its own

@@ -16,6 +16,7 @@ bool jobs_done(Pool& pool, int jobs, bool pauses) {
   bool good = true;
   for (int job = 0; job < jobs; ++job) {
     const int tasks = kSizes[job % 7];
+    if (job % 3 == 0) pool.set_team(1 + job % pool.size());
     std::vector<int> by_worker(static_cast<size_t>(pool.size()) * 16);
     std::fill(counts.begin(), counts.end(), 0);
     pool.run(tasks, [&](int task, int worker) {
