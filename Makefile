@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.octavo
 SOURCES := $(wildcard csrc/*) CMakeLists.txt pyproject.toml
 
-.PHONY: demo serve setup build fmt check test test-arm bench docs clean
+.PHONY: demo serve setup build fmt check test test-arm test-sanitize bench docs clean
 
 demo: $(STAMP)-base
 	$(BIN)/python tools/demo.py
@@ -54,8 +54,16 @@ test-arm: $(STAMP)-base
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
 	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
 	$(BIN)/cmake --build $(ARM_BUILD)
-	qemu-aarch64 -cpu max $(ARM_BUILD)/kernels_test
-	qemu-aarch64 -cpu cortex-a72 $(ARM_BUILD)/kernels_test
+	for cpu in max cortex-a72; do for program in kernels_test parts_test; do \
+	  qemu-aarch64 -cpu $$cpu $(ARM_BUILD)/$$program || exit 1; done; done
+
+# The native code under the address, undefined-behaviour and thread sanitizers; the first build takes some minutes.
+SANITIZED := build/sanitized
+test-sanitize: $(STAMP)-base
+	for kind in address,undefined thread; do \
+	  $(BIN)/cmake -S tests/native -B $(SANITIZED)-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DOCTAVO_SANITIZE=$$kind && $(BIN)/cmake --build $(SANITIZED)-$$kind && \
+	  $(SANITIZED)-$$kind/kernels_test && $(SANITIZED)-$$kind/parts_test || exit 1; done
 
 bench: $(STAMP)-base
 	$(BIN)/octavo bench latency

@@ -20,7 +20,7 @@ struct Model {
         norm(noise(kWidth)) {}
 };
 
-Floats logits(const Model& m, const Kernels* kernels, int threads, Rounding rounding, Dtype cache, Format format,
+Floats logits(const Model& m, const Kernels* kernels, int threads, Rounding rounding, CacheDtype cache, Format format,
               int64_t tokens) {
   auto pool = std::make_shared<Pool>(threads);
   auto arena = std::make_shared<Arena>();
@@ -87,9 +87,10 @@ void plan_parts() {
   const int n = list_kernels(all, 8);
   for (int i = 0; i < n; ++i)
     for (const Format format : {Format::dense, Format::int8, Format::int4})
-      for (const Dtype cache : {Dtype::f32, Dtype::f16, Dtype::bf16})
+      for (const CacheDtype cache :
+           {CacheDtype::f32, CacheDtype::f16, CacheDtype::bf16, CacheDtype::int8, CacheDtype::f8})
         for (const int64_t tokens : {2, 33, 150}) {
-          const Rounding rounding = cache == Dtype::f32 ? Rounding{} : Rounding{Seen::bf16, Seen::int8};
+          const Rounding rounding = cache == CacheDtype::f32 ? Rounding{} : Rounding{Seen::bf16, Seen::int8};
           const Floats one = logits(model, all[i], 1, rounding, cache, format, tokens);
           const Floats three = logits(model, all[i], 3, rounding, cache, format, tokens);
           const Floats scalar = logits(model, scalar_kernels(), 1, rounding, cache, format, tokens);

@@ -1,4 +1,4 @@
-"""The kernels of every instruction set against the scalar ones, in C++: see kernels_test.cpp."""
+"""The native code's tests in C++: kernels_test.cpp and parts_test.cpp."""
 
 from __future__ import annotations
 
@@ -23,11 +23,24 @@ def tool(name: str) -> str | None:
 TOOLS = bool(tool("cmake") and tool("ninja") and shutil.which("c++"))
 
 
-@pytest.mark.skipif(not TOOLS, reason="needs cmake, ninja and a C++ compiler")
-def test_every_instruction_set_computes_what_the_scalar_kernels_do() -> None:
+@pytest.fixture(scope="module")
+def built() -> None:
+    """Configures and compiles what has changed."""
     cmake, ninja = str(tool("cmake")), str(tool("ninja"))
-    configure = [cmake, "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    for command in (configure, [cmake, "--build", str(BUILD)], [str(BUILD / "kernels_test")]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert "0 failures" in done.stdout
+    run([cmake, "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"])
+    run([cmake, "--build", str(BUILD)])
+
+
+def run(command: list[str]) -> str:
+    """What a command prints, which must end with 0."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(not TOOLS, reason="needs cmake, ninja and a C++ compiler")
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("program", ["kernels_test", "parts_test"])
+def test_the_native_code(program: str) -> None:
+    """Every instruction set against the scalar kernels; pool, packing, store, sampler and a small plan."""
+    assert " 0 failures" in run([str(BUILD / program)])
