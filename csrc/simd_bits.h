@@ -7,8 +7,9 @@ namespace octavo::OCTAVO_ISA {
 
 // dot8_full: dot8 for any bytes. Where kFullRange, dot8 is that already; elsewhere two products of -128 and -128 are
 // beyond its 16 bits, and -128 has no opposite.
-#if (defined(__AVX512F__) && !defined(__AVX512VNNI__)) || \
-    (defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__))
+#if (defined(__AVX512F__) && !defined(__AVX512VNNI__)) ||                    \
+    (defined(__AVX2__) && !defined(__AVX512F__) && !defined(__AVXVNNI__)) || \
+    (defined(OCTAVO_NEON) && !defined(__ARM_FEATURE_DOTPROD))
 constexpr bool kFullRange = false;
 #else
 constexpr bool kFullRange = true;
@@ -91,7 +92,49 @@ inline Vec load_e4m3(const uint8_t* p) {
   return from_halves(_mm256_and_si256(half, _mm256_set1_epi16(static_cast<short>(0xbfff))));
 }
 
-#else  // scalar, NEON
+#elif defined(OCTAVO_NEON)
+
+inline Bytes joined(const Bytes& low, const Bytes& high, int left, int mask) {
+  const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(left));
+  const uint8x16_t bits = vdupq_n_u8(static_cast<uint8_t>(mask));
+  return byte_quarters([&](int i) { return vorrq_u8(low.v[i], vandq_u8(vshlq_u8(high.v[i], by), bits)); });
+}
+inline Bytes with_bit(const Bytes& low, const Bytes& high, int q) { return joined(low, high, 4 - q, 0x10); }
+inline Bytes with_pair(const Bytes& low, const Bytes& high, int q) { return joined(low, high, 4 - 2 * q, 0x30); }
+#if !defined(__ARM_FEATURE_DOTPROD)
+inline Ints dot8_full(const Ints& s, const Bytes& w, const int8_t* a) {
+  const int8x16_t x = repeat4(a);
+  return int_quarters([&](int i) {
+    const int8x16_t y = vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80)));
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(y), vget_low_s8(x)));
+    return vaddq_s32(s.v[i], vpaddq_s32(low, vpaddlq_s16(vmull_high_s8(y, x))));
+  });
+}
+#endif
+inline Vec load_int8(const int8_t* p) {
+  const int8x16_t bytes = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+           vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+inline Vec from_halves(uint16x8_t low, uint16x8_t high) {
+  const float16x8_t a = vreinterpretq_f16_u16(low), b = vreinterpretq_f16_u16(high);
+  return {{vcvt_f32_f16(vget_low_f16(a)), vcvt_high_f32_f16(a), vcvt_f32_f16(vget_low_f16(b)), vcvt_high_f32_f16(b)}};
+}
+inline Vec load_e5m2(const uint8_t* p) {
+  const uint8x16_t bytes = vld1q_u8(p);
+  return from_halves(vshll_n_u8(vget_low_u8(bytes), 8), vshll_high_n_u8(bytes, 8));
+}
+inline uint16x8_t e4m3_half(uint16x8_t high_byte) {
+  const int16x8_t moved = vshrq_n_s16(vreinterpretq_s16_u16(high_byte), 1);
+  return vandq_u16(vreinterpretq_u16_s16(moved), vdupq_n_u16(0xbfff));
+}
+inline Vec load_e4m3(const uint8_t* p) {
+  const uint8x16_t bytes = vld1q_u8(p);
+  return from_halves(e4m3_half(vshll_n_u8(vget_low_u8(bytes), 8)), e4m3_half(vshll_high_n_u8(bytes, 8)));
+}
+
+#else  // scalar
 
 inline Bytes joined(const Bytes& low, const Bytes& high, int down, int mask) {
   uint8_t a[64], b[64];

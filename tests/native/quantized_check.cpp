@@ -32,7 +32,8 @@ void put_numbers(uint8_t* p, Dtype dtype, bool plain) {
 std::vector<uint8_t> packed(PackedMatrix& m, bool plain) {
   std::vector<uint8_t> data(m.tile_bytes() * static_cast<size_t>(m.tiles()));
   uint8_t* p = data.data();
-  const int64_t per_group = m.group / kBlock;
+  const int mask = is_fp8(m.format) ? 0xbf : 0xff;  // no infinities
+  const int64_t per_group = m.group / m.block();
   for (int64_t tile = 0; tile < m.tiles(); ++tile)
     for (int64_t b = 0; b < m.blocks();) {
       for (size_t at = 0; at < m.header_bytes(); at += kTile * size_of(m.dtype)) put_numbers(p + at, m.dtype, plain);
@@ -40,25 +41,26 @@ std::vector<uint8_t> packed(PackedMatrix& m, bool plain) {
       for (int g = 0; g < m.header_groups(); ++g)
         for (const int64_t end = std::min(m.blocks(), b + per_group); b < end; ++b)
           for (size_t i = 0; i < m.block_bytes(); ++i)
-            *p++ = static_cast<uint8_t>(plain && pick(0, 1) ? 0 : pick(0, 255));
+            *p++ = static_cast<uint8_t>((plain && pick(0, 1) ? 0 : pick(0, 255)) & mask);
     }
   m.data = data.data();
   return data;
 }
 
-struct Inputs {
+struct Codes {
   std::vector<int8_t> codes;
-  Floats scales, sums;
+  Floats scales, sums, zeros;
   std::vector<int32_t> biases;
   QuantizedRows rows;
 
-  Inputs(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n) {
+  Codes(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n) {
     const auto all = static_cast<size_t>(n * m.blocks());
-    codes.resize(all * kBlock);
+    codes.resize(all * static_cast<size_t>(m.block()));
     scales.resize(all);
     sums.resize(all + 16);  // read by sixteens
     biases.resize(all);
-    rows = {codes.data(), scales.data(), sums.data(), biases.data(), m.blocks(), n};
+    zeros.resize(static_cast<size_t>(n));
+    rows = {codes.data(), scales.data(), sums.data(), biases.data(), zeros.data(), m.blocks(), n};
     for (int64_t r = 0; r < n; ++r) t->quantize_row(x.data() + r * m.cols, m.cols, m, rows, r);
   }
 };
@@ -71,7 +73,7 @@ void product(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n
   a.n = n;
   a.x = x.data();
   a.x_stride = m.cols;
-  const Inputs inputs(t, m, x, whole ? n : 0);
+  const Codes inputs(t, m, x, whole ? n : 0);
   if (whole) a.x_int8 = inputs.rows;
   t->linear(a, 0, m.tiles());
 }
@@ -89,24 +91,28 @@ Floats alone(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n
 Floats whole_numbers(int64_t n, int64_t cols) {
   Floats x(static_cast<size_t>(n * cols));
   for (size_t i = 0; i < x.size(); ++i) {
-    const bool largest = static_cast<int64_t>(i) % cols % kBlock == 0 || pick(0, 3) == 0;
+    const bool largest = static_cast<int64_t>(i) % cols % 16 == 0 || pick(0, 3) == 0;
     x[i] = static_cast<float>(largest ? (pick(0, 1) ? 127 : -127) : pick(-127, 127));
   }
   return x;
 }
 
 void look(const Kernels* k, PackedMatrix m, const std::string& what) {
+  const bool integer = !is_fp8(m.format);
   const std::vector<uint8_t> plain_data = packed(m, true);
+  // Sums of whole numbers are exact, as long as float32 holds them.
+  const float exact = m.format == Format::lut4_wide ? 1e-6f : 0;
   for (const int64_t n : {1, 2, 7, 29}) {
     const Floats x = whole_numbers(n, m.cols);
-    if (m.whole())
-      compare(k, what + " exact", n * m.rows, 0, [&](const Kernels* t, float* out) { product(t, m, x, n, true, out); });
+    if (integer)
+      compare(k, what + " exact", n * m.rows, exact,
+              [&](const Kernels* t, float* out) { product(t, m, x, n, true, out); });
   }
   const std::vector<uint8_t> data = packed(m, false);
   compare(k, what + " matrix_row", m.cols, 1e-6f,
           [&](const Kernels* t, float* out) { t->matrix_row(m, m.rows - 1, out); });
   for (const bool whole : {false, true}) {
-    if (whole && !m.whole()) continue;
+    if (whole && !integer) continue;
     for (const int64_t n : {1, 5, 29}) {
       const Floats x = noise(n * m.cols, 3);
       compare(k, what + (whole ? " int8" : " float"), n * m.rows, 1e-5f,
@@ -119,6 +125,32 @@ void look(const Kernels* k, PackedMatrix m, const std::string& what) {
   }
 }
 
+// Inputs with one scale a row, codes of -128 among them, against weights of -128.
+void rows_with_scales(const Kernels* k) {
+  for (const Inputs inputs : {Inputs::row, Inputs::row_zero, Inputs::fixed})
+    for (const bool lowest : {false, true}) {
+      PackedMatrix m{nullptr, Dtype::f32, 37, 161, Format::int8, Offset::none, 64};
+      m.inputs = inputs;
+      m.x_scale = 0.05f;
+      m.x_zero = -3;
+      const Floats sums = noise(48, 100);
+      if (m.has_zero()) m.sums = sums.data();
+      std::vector<uint8_t> data = packed(m, lowest);
+      const int64_t n = 5;
+      Floats x = noise(n * m.cols, 3);
+      if (lowest) std::fill(x.begin(), x.end(), -20.0f);
+      const std::string what = "int8 inputs " + std::to_string(static_cast<int>(inputs));
+      compare(k, what, n * m.rows, 1e-5f, [&](const Kernels* t, float* out) { product(t, m, x, n, true, out); });
+      Floats together(static_cast<size_t>(n * m.rows));
+      product(k, m, x, n, true, together.data());
+      check(together == alone(k, m, x, n, true),
+            std::string(k->name) + " " + what + ": rows together and alone differ");
+      const Codes a(scalar_kernels(), m, x, 1), b(k, m, x, 1);
+      check(a.codes == b.codes && a.scales == b.scales && a.zeros == b.zeros,
+            std::string(k->name) + " " + what + ": codes differ");
+    }
+}
+
 // A row's codes do not depend on the instruction set; neither do those of a row of zeros.
 void quantize(const Kernels* k) {
   for (const int64_t cols : {1, 31, 32, 77}) {
@@ -127,7 +159,7 @@ void quantize(const Kernels* k) {
     m.group = 32;
     for (const float size : {0.0f, 1.0f, 1e30f}) {
       const Floats x = noise(cols, size);
-      const Inputs a(scalar_kernels(), m, x, 1), b(k, m, x, 1);
+      const Codes a(scalar_kernels(), m, x, 1), b(k, m, x, 1);
       check(a.codes == b.codes && a.scales == b.scales && a.sums == b.sums,
             std::string(k->name) + " quantize_row " + std::to_string(cols) + " differs");
     }
@@ -173,35 +205,31 @@ void rounding(const Kernels* k) {
 }  // namespace
 
 void quantized_kernels(const Kernels* k) {
-  Table whole{}, fractions{};
-  whole.whole = true;
+  Table bytes{}, wide{};  // as table_of() makes them
   for (int i = 0; i < 16; ++i) {
     const int number = i == 0 ? -128 : i == 15 ? 127 : pick(-128, 127);
-    whole.values[i] = static_cast<float>(number);
-    whole.bytes[i] = static_cast<uint8_t>(number + 128);
-    fractions.values[i] = noise(1)[0];
+    const int high = pick(-127, 127), middle = pick(-128, 127);
+    bytes.values[i] = static_cast<float>(number);
+    wide.values[i] = static_cast<float>((high * 256 + middle) * 256 + number);
+    bytes.bytes[0][i] = wide.bytes[0][i] = static_cast<uint8_t>(number + 128);
+    wide.bytes[1][i] = static_cast<uint8_t>(middle + 128);
+    wide.bytes[2][i] = static_cast<uint8_t>(high + 128);
   }
-  struct Kind {
-    const char* name;
-    Format format;
-    Offset offset;
-    const Table* table;
-  };
-  const Kind kinds[] = {{"int8", Format::int8, Offset::none, nullptr},
-                        {"int8 zero", Format::int8, Offset::zero, nullptr},
-                        {"int4", Format::int4, Offset::none, nullptr},
-                        {"int4 zero", Format::int4, Offset::zero, nullptr},
-                        {"int4 minimum", Format::int4, Offset::minimum, nullptr},
-                        {"lut4 whole", Format::lut4, Offset::none, &whole},
-                        {"lut4", Format::lut4, Offset::none, &fractions}};
-  for (const Kind& kind : kinds)
-    for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
-      for (const int64_t group : {32, 64, 128})
-        for (const int64_t rows : {5, 37}) {
-          const int64_t cols = group == 32 ? 33 : 161;
-          PackedMatrix m{nullptr, dtype, rows, cols, kind.format, kind.offset, group, 1.0f, kind.table};
-          look(k, m, std::string(kind.name) + " " + std::to_string(group) + " " + std::to_string(rows));
+  for (int f = 1; f < kFormats; ++f)
+    for (const Offset offset : {Offset::none, Offset::zero, Offset::minimum}) {
+      const auto format = static_cast<Format>(f);
+      if (is_fp8(format) && offset != Offset::none) continue;
+      for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
+        for (const int64_t group : {block_of(format), 64, 128}) {
+          const int64_t rows = group == 64 ? 37 : 5, cols = group == 128 ? 161 : 33;
+          const Table* table = format == Format::lut4_wide ? &wide : is_table(format) ? &bytes : nullptr;
+          const PackedMatrix m{nullptr, dtype, rows, cols, format, offset, group, 1.0f, table};
+          look(k, m,
+               "format " + std::to_string(f) + " offset " + std::to_string(static_cast<int>(offset)) + " group " +
+                   std::to_string(group));
         }
+    }
+  rows_with_scales(k);
   quantize(k);
   rounding(k);
 }

@@ -90,10 +90,10 @@ void quantized(Pool& pool) {
   source.codes = codes.data();
   source.scales = scales.data();
   source.groups = groups;
-  for (int i = 0; i < 16; ++i) source.table.values[i] = static_cast<float>(i * i - 100);
-  for (int i = 0; i < 16; ++i) source.table.bytes[i] = static_cast<uint8_t>(i * i - 100 + 128);
-  source.table.whole = true;
-  for (const Format format : {Format::int8, Format::int4, Format::lut4})
+  Floats entries;
+  for (int i = 0; i < 16; ++i) entries.push_back(static_cast<float>(i * i - 100));
+  source.table = table_of(entries);
+  for (const Format format : {Format::int8, Format::int4, Format::lut4_wide})
     for (const bool offset : {false, true}) {
       PackedMatrix shape{nullptr, Dtype::f32, rows, cols, format, offset ? Offset::zero : Offset::none, 32};
       source.offsets = offset ? zeros.data() : nullptr;
@@ -109,7 +109,7 @@ void quantized(Pool& pool) {
           const int code = k & 1 ? pair >> 4 : pair & 15;
           float number = static_cast<float>(static_cast<int8_t>(codes[static_cast<size_t>(r * cols + k)]));
           if (format == Format::int4) number = static_cast<float>(offset ? code : code - 8);
-          if (format == Format::lut4) number = source.table.values[code];
+          if (is_table(format)) number = source.table.values[code];
           const float expected = scales[at] * (number - (offset ? zeros[at] : 0));
           good &= std::fabs(row[static_cast<size_t>(k)] - expected) <= 1e-4f * (1 + std::fabs(expected));
         }
