@@ -40,6 +40,10 @@ _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose attention is scaled by hidden size over heads."""
 
 
+_LEAST = 1e-30
+"""Numbers beyond this (or its inverse) are damage."""
+
+
 class _Keys:
     """A file's metadata under one architecture."""
 
@@ -66,19 +70,28 @@ class _Keys:
         return value
 
     def number(self, key: str) -> float | None:
-        """A finite number, None when the file has none."""
+        """A number of a sane size, None when the file has none."""
         value = self.get(key)
         if value is None:
             return None
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not (value == 0 or _LEAST <= abs(value) <= 1 / _LEAST):
             raise CheckpointError(f"{self.where}: {self.name}.{key} is {value!r:.60}, expected a number.")
         # The file's float32 0.1 is the config's 0.1.
         return float(f"{value:.7g}") if isinstance(value, float) else value
+
+    def word(self, key: str) -> str | None:
+        """A text, None when the file has none."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise CheckpointError(f"{self.where}: {self.name}.{key} is {value!r:.60}, expected a text.")
+        return value
 
     def needed(self, key: str) -> int:
         value = self.count(key)
         if value is None:
             raise CheckpointError(f"{self.where}: {self.name}.{key} is missing.")
+        if value < 1:
+            raise CheckpointError(f"{self.where}: {self.name}.{key} is {value}, expected at least 1.")
         return value
 
 
@@ -170,7 +183,7 @@ def _rope(
     turned = keys.count("rope.dimension_count")
     if turned is not None and turned != head_dim:
         rope["partial_rotary_factor"] = turned / max(head_dim, 1)
-    kind = keys.get("rope.scaling.type")
+    kind = keys.word("rope.scaling.type")
     factor = keys.number("rope.scaling.factor") or keys.number("rope.scale_linear")
     original = keys.count("rope.scaling.original_context_length")
     if "rope_freqs.weight" in shapes:

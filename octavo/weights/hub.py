@@ -75,14 +75,14 @@ def resolve_model(
 
 
 def _fetch_gguf(file: str, fetch: Callable[[tuple[str, ...]], Path]) -> Path:
-    """One GGUF file of a repository by its name, or by what stands before `.gguf` at its end."""
-    shard = _SHARD.search(file)
-    pattern = f"{file[: shard.start()]}-*-of-{shard['count']}.gguf" if shard else file
-    folder = fetch((pattern if file.endswith(".gguf") else f"*{file}*.gguf",))
+    """One GGUF file of a repository by its name, or by what stands in it before `.gguf`."""
     if file.endswith(".gguf"):
+        shard = _SHARD.search(file)
+        folder = fetch((f"{file[: shard.start()]}-*-of-{shard['count']}.gguf" if shard else file,))
         if not (folder / file).is_file():
             raise CheckpointError(f"There is no file {file} in the repository.")
         return folder / file
+    folder = fetch(tuple(f"*{word}*.gguf" for word in (file, file.upper(), file.lower())))
     found = sorted(path for path in folder.glob("*.gguf") if file.lower() in path.name.lower())
     if not found:
         raise CheckpointError(f"There is no GGUF file with {file} in its name in the repository.")

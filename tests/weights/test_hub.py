@@ -117,6 +117,23 @@ def test_a_caller_says_what_it_wants(hub: FakeHub, tmp_path: Path) -> None:
     assert below(fetch(tmp_path, allow_patterns=("tokenizer*",))) == {"tokenizer.json"}
 
 
+def test_one_gguf_file_of_a_model(hub: FakeHub, tmp_path: Path) -> None:
+    files = ("m-Q4_K_M.gguf", "m-Q8_0.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf")
+    hub.files.update({name: name.encode() for name in files})
+    whole = resolve_model(f"{NAME}:m-Q8_0.gguf", download_dir=str(tmp_path))
+    assert (whole.name, below(whole.parent)) == ("m-Q8_0.gguf", {"m-Q8_0.gguf"})
+    assert resolve_model(f"{NAME}:q4_k_m", download_dir=str(tmp_path / "2")).name == "m-Q4_K_M.gguf"
+    first = resolve_model(f"{NAME}:{files[2]}", download_dir=str(tmp_path / "3"))
+    assert below(first.parent) == set(files[2:])
+    for wanted, pattern in (
+        ("absent.gguf", "no file absent"),
+        ("Q9", "no GGUF file with Q9"),
+        ("m-", "may be"),
+    ):
+        with pytest.raises(CheckpointError, match=pattern):
+            resolve_model(f"{NAME}:{wanted}", download_dir=str(tmp_path / "4"))
+
+
 def test_an_unknown_model_and_revision(hub: FakeHub, tmp_path: Path) -> None:
     assert "org/absent was not found on Hugging Face" in refusal(tmp_path, "org/absent")
     assert "--revision" in refusal(tmp_path, revision="v9")
