@@ -290,12 +290,15 @@ struct Attend {
   }
 
   // Scores become weights (in place, and as the values' product wants them); what was summed is rescaled later.
+  // All: every key of the step is seen, so that the loops unroll; the arithmetic is the same.
+  template <bool All>
   void softmax(int row, const Step<T>& step, int from, int to, float* score, void* weights, float* rescale) {
     const int key0 = step.key0;
+    if (All) from = 0, to = kGroups;
     Vec t[kGroups], top = set1(-std::numeric_limits<float>::infinity());
     const Vec never = top;
     const int lo = low(row) - key0, hi = high(row) - key0;
-    const bool whole = lo <= from * kTile && hi >= to * kTile;
+    const bool whole = All || (lo <= from * kTile && hi >= to * kTile);
     for (int g = from; g < to; ++g) {
       t[g] = load(score + g * kTile);
       if (E::kScaled) t[g] = t[g] * load(step.key_scales[g]);
@@ -413,7 +416,9 @@ struct Attend {
         rescale[r] = 1.0f;
         std::memset(weights[r], 0, sizeof(weights[r]));
       } else {
-        softmax(row + r, step, from, to, score[r], weights[r], rescale + r);
+        const bool all = low(row + r) <= step.key0 && high(row + r) >= step.key0 + kStep;
+        if (all) softmax<true>(row + r, step, 0, kGroups, score[r], weights[r], rescale + r);
+        else softmax<false>(row + r, step, from, to, score[r], weights[r], rescale + r);
       }
     }
     int d = 0;
@@ -448,29 +453,30 @@ struct Attend {
   // A step of 8-bit entries as pairs; the groups that hold a key of [begin, end), all that is read of it.
   Step<T> widened(const Step<S>& step, const Step<S>& next, int begin, int end) const {
     static constexpr uint8_t kZeros[kTile] = {};
+    const int block_size = a.cache.block_size, whole = a.cache.head_dim / 2, w = width;
     uint16_t* const keys = wide;
     uint16_t* const values = wide + int64_t{2} * pairs() * kStep;
     Step<T> out{step.key0, {}, {}, {}, {}};
     for (int g = 0; g < kGroups; ++g) {
-      out.keys[g] = keys + 2 * g * kTile;
-      out.values[g] = values + static_cast<int64_t>(g) * kTile * width;
+      uint16_t* const to_keys = keys + 2 * g * kTile;
+      uint16_t* const to_values = values + g * kTile * w;
+      out.keys[g] = to_keys;
+      out.values[g] = to_values;
       out.key_scales[g] = step.key_scales[g];
       out.value_scales[g] = step.value_scales[g];
       if (step.key0 + (g + 1) * kTile <= begin || step.key0 + g * kTile >= end) continue;
-      for (int i = 0; i < pairs(); ++i) {
-        const int64_t at = int64_t{2} * i * a.cache.block_size;
-        __builtin_prefetch(next.keys[g] + at, 0, 2);
-        const S* k = step.keys[g] + at;
-        store(keys + i * key_stride + 2 * g * kTile,
-              E::pairs(k, 2 * i + 1 < a.cache.head_dim ? k + a.cache.block_size : kZeros));
+      const S* const k = step.keys[g];
+      const S* const v = step.values[g];
+      for (int64_t at = 0; at < w * kTile; at += 64) {
+        __builtin_prefetch(next.keys[g] + at / kTile * block_size, 0, 2);
+        __builtin_prefetch(next.values[g] + at, 0, 2);
       }
+      for (int i = 0; i < whole; ++i)
+        store(to_keys + 2 * kStep * i, E::pairs(k + 2 * i * block_size, k + (2 * i + 1) * block_size));
+      if (a.cache.head_dim & 1) store(to_keys + 2 * kStep * whole, E::pairs(k + 2 * whole * block_size, kZeros));
       for (int key = 0; key < kTile; key += 2)
-        for (int d = 0; d < width; d += 16) {
-          const int64_t at = static_cast<int64_t>(key) * width + d;
-          __builtin_prefetch(next.values[g] + at, 0, 2);
-          const S* v = step.values[g] + at;
-          store(values + 2 * ((static_cast<int64_t>(g) * kTile + key) / 2 * width + d), E::pairs(v, v + width));
-        }
+        for (int d = 0; d < w; d += 16)
+          store(to_values + key * w + 2 * d, E::pairs(v + key * w + d, v + (key + 1) * w + d));
     }
     return out;
   }
