@@ -184,10 +184,11 @@ Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, s
 nb::ndarray<nb::numpy, float, nb::ndim<2>> run_plan(const std::shared_ptr<Plan>& plan, const Array1& ids,
                                                     const Array1& positions, const Array1& rope_lens,
                                                     const Array1& seq_starts, const Array1& context_lens,
-                                                    const Array2& tables, const Array1& logit_rows) {
+                                                    const Array2& tables, const Array1& logit_rows,
+                                                    const std::optional<Array1>& adapters) {
   const size_t tokens = ids.shape(0), sequences = context_lens.shape(0);
   if (positions.shape(0) != tokens || rope_lens.shape(0) != tokens || seq_starts.shape(0) != sequences + 1 ||
-      tables.shape(0) < sequences)
+      tables.shape(0) < sequences || (adapters && adapters->shape(0) != sequences))
     throw std::invalid_argument("octavo plan: the arrays of a step disagree in length");
   const BatchArrays batch{ids.data(),
                           positions.data(),
@@ -199,7 +200,8 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run_plan(const std::shared_ptr<Plan>&
                           static_cast<int64_t>(tokens),
                           static_cast<int64_t>(sequences),
                           static_cast<int64_t>(logit_rows.shape(0)),
-                          static_cast<int64_t>(tables.shape(1))};
+                          static_cast<int64_t>(tables.shape(1)),
+                          adapters ? adapters->data() : nullptr};
   {
     nb::gil_scoped_release release;
     plan->run(batch);
@@ -342,7 +344,24 @@ NB_MODULE(_native, m) {
       .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
       .def("set_threads", &Plan::set_threads, "decode"_a, "prefill"_a)
       .def_prop_ro("decode_threads", &Plan::decode_threads)
-      .def("run", &run_plan)
+      .def(
+          "adapt_last",
+          [](Plan& p, const RefTuple& out) {
+            return p.adapt_last({std::get<0>(out), std::get<1>(out), std::get<2>(out)});
+          },
+          "out"_a)
+      .def(
+          "set_adapter",
+          [](Plan& p, int slot, int site, std::shared_ptr<Weight> a,
+             const std::vector<std::tuple<int64_t, int64_t, float, std::shared_ptr<Weight>>>& parts) {
+            AdapterSite weights{std::move(a), {}};
+            for (const auto& [first, offset, scale, b] : parts) weights.parts.push_back({first, offset, scale, b});
+            p.set_adapter(slot, site, std::move(weights));
+          },
+          "slot"_a, "site"_a, "a"_a, "parts"_a)
+      .def("clear_adapter", &Plan::clear_adapter, "slot"_a)
+      .def("run", &run_plan, "token_ids"_a, "positions"_a, "rope_lens"_a, "seq_starts"_a, "context_lens"_a,
+           "block_tables"_a, "logit_rows"_a, "adapters"_a = nb::none())
       .def("row_stats",
            [](const std::shared_ptr<Plan>& plan) -> nb::object {
              const auto rows = static_cast<size_t>(plan->stat_rows());

@@ -191,6 +191,8 @@ void Plan::check(const BatchArrays& b) const {
   }
   for (int64_t t = 0; t < b.tokens; ++t)
     if (b.positions[t] < 0) fail("a negative position");
+  for (int64_t s = 0; b.adapters && s < b.sequences; ++s)
+    if (b.adapters[s] < -1 || b.adapters[s] >= static_cast<int64_t>(adapters_.size())) fail("no such adapter");
   for (int64_t r = 0; r < b.rows; ++r)
     if (b.logit_rows[r] < 0 || b.logit_rows[r] >= b.tokens) fail("a logit row outside the step");
 }
@@ -202,6 +204,7 @@ void Plan::prepare(const BatchArrays& b) {
     const int first = b.seq_starts[s], rows = b.seq_starts[s + 1] - first;
     spans_.push_back({first, rows, b.context_lens[s] - rows, b.block_tables + s * b.table_stride});
   }
+  prepare_adapters(b);
 }
 
 void Plan::set_threads(int decode, int prefill) {
@@ -259,7 +262,8 @@ void Plan::execute(const Node& n) {
     case OpKind::embedding:
       return embedding(n);
     case OpKind::linear:
-      return linear(n);
+      linear(n);
+      return adapted(n) ? adapt(n) : void();
     case OpKind::rms_norm:
     case OpKind::layer_norm:
       return norm(n);
@@ -353,7 +357,7 @@ void Plan::linear(const Node& n) {
   const bool quantized = w.format != Format::dense && !is_fp8(w.format);
   if (quantized && rounding_.quantized == Seen::int8) quantize(x, rows, args);
   else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
-  if (&n == &nodes_.back()) return logits_linear(args);
+  if (&n == &nodes_.back() && !adapted(n)) return logits_linear(args);
   const int64_t tiles = w.tiles();
   const int64_t most = rows >= 32 ? (tiles + 3) / 4 : std::min<int64_t>(tiles, int64_t{32} * pool_->size());
   const bool small = tiles * static_cast<int64_t>(w.tile_bytes()) * rows < 4 * kInline;

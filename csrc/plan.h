@@ -127,6 +127,19 @@ struct Node {
   int64_t cache = -1;
   std::vector<float> slopes;
   std::shared_ptr<RopeSpec> rope;
+  int site = -1;  // a linear's number among those that adapters may change
+  Ref adapted;    // and what they add to: of a matrix in pieces its last one has the whole output
+};
+
+// What one adapter adds to one linear: columns first .. of the output += scale * B (rows offset .. of A x).
+struct AdapterPart {
+  int64_t first, offset;
+  float scale;
+  std::shared_ptr<Weight> b;
+};
+struct AdapterSite {
+  std::shared_ptr<Weight> a;  // of all parts, one below the other
+  std::vector<AdapterPart> parts;
 };
 
 struct PlanLimits {
@@ -136,6 +149,7 @@ struct PlanLimits {
 struct BatchArrays {
   const int32_t *token_ids, *positions, *rope_lens, *seq_starts, *context_lens, *block_tables, *logit_rows;
   int64_t tokens, sequences, rows, table_stride;
+  const int32_t* adapters = nullptr;  // [sequences] places of set_adapter(), -1 none; null: no adapter in the step
 };
 
 // What matrices see of their inputs: dense ones bf16 or float32, quantized ones also int8.
@@ -158,6 +172,11 @@ class Plan {
   int slot(int64_t width, bool logit_rows);
   int cache_layer(CacheSpec spec);
   void add(Node node);
+  // The last node, a linear whose output is `out` or the end of it, may be adapted; its number.
+  int adapt_last(Ref out);
+  // One adapter's weights for one such linear; clear_adapter() empties a place. Between runs only.
+  void set_adapter(int slot, int site, AdapterSite weights);
+  void clear_adapter(int slot);
   void allocate_cache(int64_t blocks);
   // How many of the pool's threads a step may use that only decodes, and one that reads prompts; at first all.
   void set_threads(int decode, int prefill);
@@ -192,6 +211,10 @@ class Plan {
     const SequenceSpan* span;
     AttendRange range;
   };
+  struct AdapterRows {
+    int slot;
+    std::vector<int32_t> tokens, logits;
+  };
 
   View view(const Ref& ref) const;
   int64_t rows_of(const Ref& ref) const;
@@ -214,6 +237,12 @@ class Plan {
   void cut_attention(const AttentionArgs& args);
   void attention(const Node& node);
   void take(const Node& node);
+  void prepare_adapters(const BatchArrays& batch);
+  const AdapterSite* adapter_at(const AdapterRows& rows, const Node& node) const;
+  bool adapted(const Node& node) const;
+  void adapt(const Node& node);
+  LinearArgs adapter_args(const View& x, const int32_t* rows, int64_t n, const Weight& w);
+  void adapt_rows(const AdapterSite& site, const View& x, const View& y, const int32_t* rows, int64_t n);
   template <class F>
   void over_rows(int64_t rows, int64_t cost, F f);
 
@@ -236,6 +265,11 @@ class Plan {
   std::vector<SequenceSpan> spans_;
   std::vector<AttendPart> attend_parts_;
   Memory partials_;  // attention that is split over the keys
+  int sites_ = 0;
+  std::vector<size_t> site_nodes_;
+  std::vector<std::vector<AdapterSite>> adapters_;  // by place, then by site; empty: no adapter there
+  std::vector<AdapterRows> adapter_rows_;
+  Memory adapter_in_, adapter_mid_, adapter_out_;
   int64_t stat_rows_ = 0;
   std::vector<float> maxima_;
   std::vector<double> sums_;

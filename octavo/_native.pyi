@@ -150,6 +150,15 @@ class Plan:
     ) -> None:
         """Append one op; see octavo/ops/native.py for the numbers."""
 
+    def adapt_last(self, out: _Ref) -> int:
+        """The last op, a linear whose output ends in `out`, may be adapted; its number for set_adapter."""
+
+    def set_adapter(
+        self, slot: int, site: int, a: Weight, parts: Sequence[tuple[int, int, float, Weight]]
+    ) -> None:
+        """(first output column, first row of `a`, scale, B) of each part; see csrc/plan_adapters.cpp."""
+
+    def clear_adapter(self, slot: int) -> None: ...
     def allocate_cache(self, blocks: int) -> None: ...
     def set_threads(self, decode: int, prefill: int) -> None:
         """Threads of the pool for steps that only decode, and for those that read prompts."""
@@ -167,6 +176,7 @@ class Plan:
         context_lens: NDArray[np.int32],
         block_tables: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        adapters: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         """One step (octavo.ops.contract.Batch): logits [rows, vocab], valid until the next run."""
 

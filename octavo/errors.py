@@ -83,6 +83,13 @@ class UnsupportedModel(CheckpointError):
     kind = "UnsupportedModel"
 
 
+class AdapterError(CheckpointError):
+    """A LoRA adapter that cannot be applied to this model; names its file."""
+
+    status = 400
+    kind = "BadRequestError"
+
+
 class OutOfMemory(OctavoError):
     """What was asked for does not fit in memory; the message holds the numbers and what would fit."""
 

@@ -38,6 +38,8 @@ from octavo.errors import ConfigError, OutOfMemory
 from octavo.layers.decoder import Decoder
 from octavo.layers.rope import RopeParams
 from octavo.log import logger
+from octavo.lora.build import build_adapters
+from octavo.lora.registry import Adapters
 from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
 from octavo.ops.packed import PackedFile
 from octavo.parallel.inline import InlineExecutor
@@ -103,6 +105,8 @@ class Launched:
     engine: Engine
     model: Runnable
     cache: CacheShape
+    adapters: Adapters | None = None
+    """None without --enable-lora."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,13 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     model.allocate_cache(plan.cache.blocks)
     _warm_up(model)
     sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
-    runner = Runner(model, plan.limits, plan.arch.vocab, sampler)
+    adapters, places = build_adapters(config, plan.decoder, model, plan.dtype, preparer.info.names)
+    runner = Runner(model, plan.limits, plan.arch.vocab, sampler, places)
     engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan))
     _native.trim_memory()
     log.info("%s", plan.cache.describe())
     log.info("Ready in %.1f s", time.perf_counter() - started)
-    return Launched(config, plan.arch, preparer.info, preparer, engine, model, plan.cache)
+    return Launched(config, plan.arch, preparer.info, preparer, engine, model, plan.cache, adapters)
 
 
 def service(launched: Launched, recorder: Any = None) -> Service:
@@ -148,7 +153,7 @@ def service(launched: Launched, recorder: Any = None) -> Service:
     gc.freeze()
     client = ThreadClient(launched.engine)
     if launched.config.disable_log_stats:
-        return Service(launched.preparer, client, recorder)
+        return Service(launched.preparer, client, recorder, adapters=launched.adapters)
     interval_s = read_environment().log_stats_interval_s
     line = StatsLine(interval_s)
     return Service(
@@ -157,6 +162,7 @@ def service(launched: Launched, recorder: Any = None) -> Service:
         recorder,
         stats_line=lambda stats, _: line.line(stats, launched.engine.running()),
         log_interval_s=interval_s,
+        adapters=launched.adapters,
     )
 
 
@@ -436,6 +442,7 @@ def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
         vocab=plan.arch.vocab,
         rope_switch_tokens=min(switches) if switches else None,
         step_target_s=_STEP_TARGET_S,
+        max_adapters=config.max_loras if config.enable_lora else 0,
     )
 
 

@@ -55,6 +55,8 @@ MODULES: dict[str, dict[str, str]] = {
     "vllm.utils": _EXTRAS,
     "vllm.utils.argparse_utils": _EXTRAS,
     "vllm.logger": _EXTRAS,
+    "vllm.lora": {},
+    "vllm.lora.request": {"LoRARequest": "octavo.lora.request"},
     "vllm.usage": {},
     "vllm.usage.usage_lib": _EXTRAS,
     "vllm.version": {},

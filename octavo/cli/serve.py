@@ -56,6 +56,7 @@ def _from_environment(environment: Environment) -> Mapping[str, Any]:
         "max_stop_strings": environment.max_stop_strings,
         "max_bad_words": environment.max_bad_words,
         "keep_alive_timeout_s": environment.keep_alive_s,
+        "allow_runtime_lora": environment.allow_runtime_lora,
     }
     if environment.api_key is not None:
         given["api_keys"] = (environment.api_key,)

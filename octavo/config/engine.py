@@ -61,6 +61,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     loop_guard: bool = True
     add_bos_token: bool | None = None
     skip_tokenizer_init: bool = False
+    enable_lora: bool = False
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to begin with: `name=path`, or JSON objects (name, path, base_model_name)."""
+    max_loras: int = 8
+    """Different adapters in one step."""
+    max_cpu_loras: int | None = None
+    """Adapters kept in memory; None: max_loras. Others are read from disk when a request wants them."""
+    max_lora_rank: int = 256
+    lora_dtype: str = "auto"
+    """auto (as stored, float32 rounded to the model's dtype), float32, float16 or bfloat16."""
     tensor_parallel_size: int = 1
     disable_log_stats: bool = False
     quiet: bool = False

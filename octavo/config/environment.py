@@ -51,6 +51,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_s: int = 5
     ready_timeout_s: int = 600
     allow_long_max_model_len: bool = False
+    allow_runtime_lora: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,12 @@ VARIABLES: tuple[Variable, ...] = (
         _names("ALLOW_LONG_MAX_MODEL_LEN"),
         _flag,
         "Allow more than config.json says.",
+    ),
+    Variable(
+        "allow_runtime_lora",
+        _names("ALLOW_RUNTIME_LORA_UPDATING"),
+        _flag,
+        "Serve /v1/load_lora_adapter and /v1/unload_lora_adapter.",
     ),
 )
 

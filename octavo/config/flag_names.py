@@ -45,7 +45,7 @@ aggregate-engine-logging? tokens-only? weight-transfer-config{}
 """
 
 LATER = """
-enable-lora? max-loras max-lora-rank max-cpu-loras lora-dtype lora-modules* fully-sharded-loras?
+fully-sharded-loras?
 lora-target-modules* default-mm-loras{} specialize-active-lora? enable-mixed-moe-lora-format?
 enable-moe-shared-loras? enable-tower-connector-lora?
 speculative-config{}|-sc spec-method spec-model spec-tokens speculative-model num-speculative-tokens

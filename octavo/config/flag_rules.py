@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from octavo.config.flag_values import bad_value
+from octavo.config.lora import parse_modules
 
 LOAD_FORMATS = ("auto", "safetensors", "pt", "npcache", "dummy")
 _FOREIGN_FORMATS = frozenset(
@@ -151,6 +152,13 @@ def _logprobs_mode(settings: Settings, value: Any, name: str) -> None:
         settings.notice(name, f"{value} accepted; this version of Octavo returns raw_logprobs.")
 
 
+def _lora_modules(settings: Settings, value: Any, name: str) -> None:
+    """Who names adapters wants them: --enable-lora need not be said."""
+    parse_modules(value)
+    settings.engine["lora_modules"] = value
+    settings.engine.setdefault("enable_lora", True)
+
+
 RULES: dict[str, Rule] = {
     "hf_token": _hf_token,
     "load_format": _load_format,
@@ -164,4 +172,5 @@ RULES: dict[str, Rule] = {
     "kv_cache_dtype": _kv_cache_dtype,
     "tensor_parallel": _tensor_parallel,
     "logprobs_mode": _logprobs_mode,
+    "lora_modules": _lora_modules,
 }

@@ -155,6 +155,32 @@ _ENGINE = (
     ),
     Flag("tensor-parallel-size", "int", "rule.tensor_parallel", "Reduced to 1 on one CPU.", aliases=("-tp",)),
 )
+_LORA = (
+    Flag("enable-lora", "bool", "engine.enable_lora", "Take LoRA adapters beside the model."),
+    Flag(
+        "lora-modules",
+        "words",
+        "rule.lora_modules",
+        'Adapters to begin with: name=path, or JSON {"name": ..., "path": ...}.',
+    ),
+    Flag("max-loras", "int", "engine.max_loras", "Different adapters in one step (8).", least=1, most=1024),
+    Flag(
+        "max-cpu-loras",
+        "int",
+        "engine.max_cpu_loras",
+        "Adapters kept in memory; the others are read again when wanted (--max-loras).",
+        least=1,
+        most=4096,
+    ),
+    Flag("max-lora-rank", "int", "engine.max_lora_rank", "Largest rank (256).", least=1, most=512),
+    Flag(
+        "lora-dtype",
+        "str",
+        "engine.lora_dtype",
+        "What adapters are kept in: auto (as stored, no wider than --dtype), or that dtype.",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    ),
+)
 _TEXT = (
     Flag(
         "chat-template",
@@ -299,6 +325,7 @@ _OCTAVO = (
 GROUPS: tuple[tuple[str, str, tuple[Flag, ...]], ...] = (
     ("model", "the checkpoint and how it is read", _MODEL),
     ("engine", "memory, batching and scheduling", _ENGINE),
+    ("lora", "adapters", _LORA),
     ("text", "chat templates and logprobs", _TEXT),
     ("server", "the HTTP server", _SERVER),
     ("log", "what is written to stderr", _LOG),

@@ -105,7 +105,7 @@ def _adapter(path: Path) -> CheckpointError:
     made_for = f" made for {base[:200]}" if base else ""
     return CheckpointError(
         f"{path} holds a LoRA adapter{made_for}, not a whole model.",
-        hint="This version of Octavo does not apply adapters; name the base model, or merge the adapter.",
+        hint=f"Name the base model, and the adapter with --lora-modules NAME={path}",
     )
 
 

@@ -22,11 +22,14 @@ class BlockHasher:
         if not self._secret:
             raise OctavoError("The secret of the prefix cache is empty.", hint="Leave it out to draw one.")
 
-    def root(self, salt: str, rope_tokens: int = 0) -> bytes:
-        """The digest before the first block. `rope_tokens` sets apart prompts whose rotary angles differ."""
-        return sha256(
+    def root(self, salt: str, rope_tokens: int = 0, adapter: str = "") -> bytes:
+        """The digest before the first block. `rope_tokens` sets apart prompts whose rotary angles differ,
+        `adapter` (its key) those that different weights compute.
+        """
+        root = sha256(
             self._secret + rope_tokens.to_bytes(8, "little") + salt.encode("utf-8", "surrogatepass")
         ).digest()
+        return sha256(root + adapter.encode("utf-8", "surrogatepass")).digest() if adapter else root
 
     def extend(
         self, digests: list[bytes], root: bytes, tokens: Sequence[int], block_size: int, full: int

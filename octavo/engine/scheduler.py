@@ -17,7 +17,7 @@ from octavo.engine.admission import Admission
 from octavo.engine.blocks import BlockPool
 from octavo.engine.pace import Pace
 from octavo.engine.prefix import BlockHasher
-from octavo.engine.sequence import Sequence
+from octavo.engine.sequence import Sequence, adapter_key
 from octavo.engine.settings import EngineSettings
 from octavo.engine.stats import Counters
 from octavo.errors import BadRequest
@@ -93,7 +93,7 @@ class Scheduler:
         switch = self.settings.rope_switch_tokens
         prompt_tokens = len(request.prompt)
         rope_tokens = prompt_tokens if switch is not None and prompt_tokens > switch else 0
-        root = self._hasher.root(request.salt, rope_tokens)
+        root = self._hasher.root(request.salt, rope_tokens, adapter_key(request))
         sequence = Sequence(request, (priority, self._submitted), root, self._admission.max_total_tokens)
         self._sequences[request.id] = sequence
         insort(self.waiting, sequence, key=_rank)
@@ -188,12 +188,20 @@ class Scheduler:
         return True
 
     def _admit(self, step: _Step) -> None:
-        """Start waiting sequences in order; one that waits for another's prefix may be passed."""
-        index = 0
+        """Start waiting sequences in order; one that waits for another's prefix, or for its adapter's turn,
+        may be passed.
+        """
+        index, held = 0, False
+        adapters = {sequence.adapter for sequence in self.running if sequence.adapter}
         while index < min(len(self.waiting), self.settings.max_num_seqs):
             if step.tokens_left < 1 or step.rows_left < 1 or len(self.running) >= self.settings.max_num_seqs:
                 return
             sequence = self.waiting[index]
+            full = len(adapters) >= self.settings.max_adapters and sequence.adapter not in adapters
+            if sequence.adapter and (full or held):
+                held = True  # those behind it that have an adapter wait too: else its turn might never come
+                index += 1
+                continue
             shared = self._cached(sequence)
             if self._promised(sequence, len(shared)):
                 index += 1
@@ -202,6 +210,8 @@ class Scheduler:
                 return
             del self.waiting[index]
             self._start(step, sequence, shared)
+            if sequence.adapter:
+                adapters.add(sequence.adapter)
 
     def _cached(self, sequence: Sequence) -> list[int]:
         """Blocks of the prefix cache that the sequence can use; its last token is always computed."""

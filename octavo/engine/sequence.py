@@ -10,6 +10,11 @@ Rank = tuple[int, int]
 """(priority, order of submission): smaller runs first and is preempted last."""
 
 
+def adapter_key(request: EngineRequest) -> str:
+    """What stands for the request's adapter; empty without one."""
+    return request.adapter.key if request.adapter else ""
+
+
 class Sequence:
     """The state of one :class:`EngineRequest`.
 
@@ -18,6 +23,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "arrival_s",
         "blocks",
         "cached_tokens",
@@ -46,6 +52,7 @@ class Sequence:
         self.end_ids = frozenset(request.sampling.end_ids)
         self.rank = rank
         self.root = root
+        self.adapter = adapter_key(request)
         self.tokens = list(request.prompt)
         self.prompt_tokens = len(request.prompt)
         self.limit_tokens = min(self.prompt_tokens + request.sampling.max_tokens, max_total_tokens)
@@ -79,7 +86,11 @@ class Sequence:
         if sampling.prompt_logprobs is not None and not self.wants_prompt_logprobs:
             sampling = msgspec.structs.replace(sampling, prompt_logprobs=None)
         return NewSequence(
-            key=self.key, prompt_tokens=self.prompt_tokens, tokens=tuple(self.tokens), sampling=sampling
+            key=self.key,
+            prompt_tokens=self.prompt_tokens,
+            tokens=tuple(self.tokens),
+            sampling=sampling,
+            adapter=self.request.adapter,
         )
 
     def reset(self) -> None:

@@ -32,6 +32,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     rope_switch_tokens: int | None = None
     """Prompts longer than this have rotary angles that depend on the prompt's length (dynamic NTK, longrope);
     they share cached blocks only with prompts of the same length. None: angles never depend on it."""
+    max_adapters: int = 0
+    """Different LoRA adapters that may be at work in one step; 0: there are none."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.job import Event, Started
+from octavo.types.lora import LoRARequest
 from octavo.types.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobDict
 from octavo.types.sampling import SamplingParams
 
@@ -116,13 +117,17 @@ class Collector:
         token_bytes: TokenBytes,
         *,
         best_of: int | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> None:
-        """`best_of`: that many sequences run, and the n with the highest cumulative logprob are kept."""
+        """`best_of`: that many sequences run, and the n with the highest cumulative logprob are kept.
+        `lora_request`: shown in the outputs.
+        """
         self.request_id = request_id
         self._started = started
         self._token_bytes = token_bytes
         self._n = sampling.n
         self.best_of = best_of
+        self._lora_request = lora_request
         self._keep_logprobs = sampling.logprobs is not None
         needed = self._keep_logprobs or best_of is not None
         self._answers = [_Answer(index, needed, token_bytes) for index in range(best_of or sampling.n)]
@@ -184,6 +189,8 @@ class Collector:
         return self._output([self._answers[index].delta()])
 
     def _output(self, outputs: list[CompletionOutput]) -> RequestOutput:
+        for output in outputs:
+            output.lora_request = self._lora_request
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._started.prompt,
@@ -193,4 +200,5 @@ class Collector:
             finished=self.finished,
             metrics=self._metrics,
             num_cached_tokens=self._cached,
+            lora_request=self._lora_request,
         )

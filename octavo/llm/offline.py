@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import msgspec
 
 from octavo.errors import BadRequest, OctavoError
+from octavo.llm.adapters import Requests, adapter_of, pair_lora
 from octavo.llm.args import keywords_of, settings_of
 from octavo.llm.collect import Collector, TokenBytes
 from octavo.llm.inputs import (
@@ -22,12 +23,14 @@ from octavo.llm.inputs import (
 )
 from octavo.llm.loop import Loop
 from octavo.types.job import ChatOptions, Job
+from octavo.types.lora import LoRARequest
 from octavo.types.outputs import RequestOutput
 from octavo.types.sampling import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
     from octavo.llm.tokenizer import TokenizerView
+    from octavo.lora.registry import Adapters
     from octavo.pipeline.prepare import Prepared, Preparer
 
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -115,10 +118,13 @@ class LLM:
         from octavo import launch
 
         launched = launch.build(config)
-        self._setup(config, launched.engine, launched.preparer)
+        self._setup(config, launched.engine, launched.preparer, launched.adapters)
 
-    def _setup(self, config: EngineConfig, engine: Any, preparer: Preparer) -> None:
+    def _setup(
+        self, config: EngineConfig, engine: Any, preparer: Preparer, adapters: Adapters | None = None
+    ) -> None:
         self.config = config
+        self._adapters = adapters
         self._engine = engine
         self._preparer = preparer
         self._loop = Loop(engine)
@@ -150,7 +156,7 @@ class LLM:
         sampling_params: Params = ...,
         prompt_token_ids: Any = ...,
         use_tqdm: Tqdm = ...,
-        lora_request: Any = ...,
+        lora_request: Requests = ...,
         priority: int | Sequence[int] | None = ...,
         tokenization_kwargs: dict[str, Any] | None = ...,
         *,
@@ -164,7 +170,7 @@ class LLM:
         sampling_params: Params = ...,
         prompt_token_ids: Any = ...,
         use_tqdm: Tqdm = ...,
-        lora_request: Any = ...,
+        lora_request: Requests = ...,
         priority: int | Sequence[int] | None = ...,
         tokenization_kwargs: dict[str, Any] | None = ...,
         *,
@@ -177,7 +183,7 @@ class LLM:
         sampling_params: Params = None,
         prompt_token_ids: Any = None,
         use_tqdm: Tqdm = None,
-        lora_request: Any = None,
+        lora_request: Requests = None,
         priority: int | Sequence[int] | None = None,
         tokenization_kwargs: dict[str, Any] | None = None,
         *,
@@ -188,12 +194,13 @@ class LLM:
         `prompts`: a string, a list of token ids, ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``, or a
         list of those. `sampling_params`: one for all or one for each; None takes the model's defaults.
         `stream`: an iterator of RequestOutputs that hold only what is new (FINAL_ONLY: one per request, when
-        it is done). `use_tqdm`: a progress bar; None shows one when stderr is a terminal.
+        it is done). `lora_request`: the adapter for all, or one (or None) for each; read when it is new.
+        `use_tqdm`: a progress bar; None shows one when stderr is a terminal.
 
         Raises BadRequest before anything runs when one prompt cannot be.
         """
-        _refuse_lora(lora_request)
         wanted = as_prompts(prompts, prompt_token_ids)
+        lora = pair_lora(lora_request, len(wanted))
         common = _tokenization(tokenization_kwargs)
         chosen = self._chosen(sampling_params, len(wanted))
         jobs = [
@@ -204,13 +211,14 @@ class LLM:
                 sampling=params,
                 priority=rank,
                 default_max_tokens=self.config.default_max_tokens,
+                adapter=adapter_of(adapter, self._adapters),
                 **common,
             )
-            for number, (prompt, params, rank) in enumerate(
-                zip(wanted, chosen, pair_priority(priority, len(wanted)), strict=True)
+            for number, (prompt, params, rank, adapter) in enumerate(
+                zip(wanted, chosen, pair_priority(priority, len(wanted)), lora, strict=True)
             )
         ]
-        return self._run(jobs, stream, use_tqdm)
+        return self._run(jobs, lora, stream, use_tqdm)
 
     @overload
     def chat(
@@ -218,7 +226,7 @@ class LLM:
         messages: Sequence[Any],
         sampling_params: Params = ...,
         use_tqdm: Tqdm = ...,
-        lora_request: Any = ...,
+        lora_request: Requests = ...,
         chat_template: str | None = ...,
         chat_template_content_format: str = ...,
         add_generation_prompt: bool = ...,
@@ -236,7 +244,7 @@ class LLM:
         messages: Sequence[Any],
         sampling_params: Params = ...,
         use_tqdm: Tqdm = ...,
-        lora_request: Any = ...,
+        lora_request: Requests = ...,
         chat_template: str | None = ...,
         chat_template_content_format: str = ...,
         add_generation_prompt: bool = ...,
@@ -253,7 +261,7 @@ class LLM:
         messages: Sequence[Any],
         sampling_params: Params = None,
         use_tqdm: Tqdm = None,
-        lora_request: Any = None,
+        lora_request: Requests = None,
         chat_template: str | None = None,
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
@@ -268,7 +276,6 @@ class LLM:
 
         `chat_template` (the template itself) replaces the model's; `chat_template_kwargs` go to it.
         """
-        _refuse_lora(lora_request)
         if add_generation_prompt and continue_final_message:
             add_generation_prompt = False
         options = ChatOptions(
@@ -279,6 +286,7 @@ class LLM:
             continue_final_message=continue_final_message,
         )
         conversations = as_conversations(messages)
+        lora = pair_lora(lora_request, len(conversations))
         chosen = self._chosen(sampling_params, len(conversations))
         jobs = [
             job_of_chat(
@@ -288,15 +296,16 @@ class LLM:
                 sampling=params,
                 priority=rank,
                 default_max_tokens=self.config.default_max_tokens,
+                adapter=adapter_of(adapter, self._adapters),
             )
-            for conversation, params, rank in zip(
-                conversations, chosen, pair_priority(priority, len(conversations)), strict=True
+            for conversation, params, rank, adapter in zip(
+                conversations, chosen, pair_priority(priority, len(conversations)), lora, strict=True
             )
         ]
-        return self._run(jobs, stream, use_tqdm)
+        return self._run(jobs, lora, stream, use_tqdm)
 
     def _run(
-        self, jobs: list[Job], stream: bool, use_tqdm: Tqdm
+        self, jobs: list[Job], lora: list[LoRARequest | None], stream: bool, use_tqdm: Tqdm
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         prepared = [self._prepare(job, number, len(jobs)) for number, job in enumerate(jobs)]
         collectors = [
@@ -306,8 +315,9 @@ class LLM:
                 job.sampling,
                 self._token_bytes,
                 best_of=len(one.texts) if one.best_of else None,
+                lora_request=asked,
             )
-            for job, one in zip(jobs, prepared, strict=True)
+            for job, one, asked in zip(jobs, prepared, lora, strict=True)
         ]
         if stream:
             kinds = [job.sampling.output_kind for job in jobs]
@@ -362,11 +372,6 @@ class LLM:
 def _raise_failure(collector: Collector) -> None:
     if collector.error is not None:
         raise OctavoError(f"Request {collector.request_id} failed: {collector.error}")
-
-
-def _refuse_lora(lora_request: Any) -> None:
-    if lora_request is not None:
-        raise BadRequest("lora_request: this version of Octavo has no LoRA adapters.", param="lora_request")
 
 
 def _tokenization(kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from octavo.errors import BadRequest, OctavoError, Unavailable
+from octavo.errors import OctavoError, Unavailable
+from octavo.llm.adapters import adapter_of
 from octavo.llm.args import keywords_of
 from octavo.llm.collect import Collector
 from octavo.llm.inputs import Prompt, job_of_chat, job_of_prompt
 from octavo.llm.offline import default_params, make_config, token_bytes_of
 from octavo.types.job import ChatOptions, Job, Started
+from octavo.types.lora import LoRARequest
 from octavo.types.outputs import RequestOutput
 from octavo.types.sampling import RequestOutputKind, SamplingParams
 
@@ -51,7 +53,7 @@ class AsyncLLM:
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
-        lora_request: Any = None,
+        lora_request: LoRARequest | None = None,
         priority: int = 0,
         **_: Any,
     ) -> AsyncGenerator[RequestOutput]:
@@ -61,8 +63,6 @@ class AsyncLLM:
         BadRequest for a prompt that cannot be and for a `request_id` that is running, QueueFull and
         Unavailable as the server does.
         """
-        if lora_request is not None:
-            raise BadRequest("lora_request: this version of Octavo has no LoRA adapters.")
         params = sampling_params or self.get_default_sampling_params()
         params.verify()
         job = job_of_prompt(
@@ -72,8 +72,11 @@ class AsyncLLM:
             sampling=params,
             priority=priority,
             default_max_tokens=self._default_max_tokens,
+            adapter=await asyncio.to_thread(adapter_of, lora_request, self._service.adapters)
+            if lora_request
+            else None,
         )
-        async with contextlib.aclosing(self._run(job)) as outputs:
+        async with contextlib.aclosing(self._run(job, lora_request)) as outputs:
             async for output in outputs:
                 yield output
 
@@ -99,14 +102,16 @@ class AsyncLLM:
             async for output in outputs:
                 yield output
 
-    async def _run(self, job: Job) -> AsyncGenerator[RequestOutput]:
+    async def _run(self, job: Job, lora_request: LoRARequest | None = None) -> AsyncGenerator[RequestOutput]:
         await self._start()
         stream = await self._service.submit(job)
         async with contextlib.aclosing(stream):
             collector: Collector | None = None
             async for item in stream:
                 if isinstance(item, Started):
-                    collector = Collector(job.id, item, job.sampling, self._token_bytes)
+                    collector = Collector(
+                        job.id, item, job.sampling, self._token_bytes, lora_request=lora_request
+                    )
                     continue
                 assert collector is not None, "the first item of a stream is Started"
                 collector.apply(item)
@@ -133,6 +138,25 @@ class AsyncLLM:
         """End requests: their streams finish with finish_reason ``abort``. Unknown ids do nothing."""
         for one in [request_id] if isinstance(request_id, str) else request_id:
             self._service.abort(one)
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Read an adapter before a request needs it. Raises what reading it raises."""
+        await asyncio.to_thread(adapter_of, lora_request, self._service.adapters)
+        return True
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Forget the adapter of that lora_int_id; what runs with it finishes. False when there is none."""
+        adapters = self._service.adapters
+        for named in adapters.list() if adapters is not None else ():
+            if adapters is not None and named.number == lora_id:
+                adapters.remove(named.adapter.name)
+                return True
+        return False
+
+    async def list_loras(self) -> set[int]:
+        """The lora_int_ids of the adapters that were read."""
+        adapters = self._service.adapters
+        return {named.number for named in adapters.list()} if adapters is not None else set()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The model's own defaults."""

@@ -102,6 +102,8 @@ class Batch:
     """[sequences, blocks], row-contiguous; entries past the context are ignored."""
     logit_rows: NDArray[np.int32]
     """[rows] which tokens' logits are wanted; may be empty."""
+    adapters: NDArray[np.int32] | None = None
+    """[sequences] the place of each one's adapter (ops.adapters), -1 for none; None: none in this step."""
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from octavo import _native
 from octavo.errors import ConfigError
+from octavo.ops.adapters import AdapterParts
 from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
 from octavo.ops.layouts import (
     BLOCK,
@@ -65,7 +66,7 @@ def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout,
     if param.kind == "vector":
         return _native.Weight.vector(arena, np.ascontiguousarray(layout.dequantize()))
     if isinstance(layout, Dense):
-        return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
+        return _dense(pool, arena, layout)
     if isinstance(layout, Online):
         source = np.ascontiguousarray(layout.dense.data)
         bits, group = f"int{layout.bits}", -(-min(layout.group, layout.shape[1]) // BLOCK) * BLOCK
@@ -73,6 +74,10 @@ def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout,
     if isinstance(layout, Stack):
         raise TypeError("the parts of a stack are packed one by one")
     return pack_quantized(pool, arena, layout)
+
+
+def _dense(pool: _native.Pool, arena: _native.Arena, layout: Dense) -> _native.Weight:
+    return _native.Weight.matrix(pool, arena, np.ascontiguousarray(layout.data), layout.dtype)
 
 
 def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:
@@ -144,7 +149,9 @@ class NativeRunnable:
         self.plan.set_threads(decode, prefill)
         for spec in specs:
             self.plan.cache_layer(spec.kv_heads, spec.head_dim)
-        Lowering(graph, self.plan, weights).run()
+        lowering = Lowering(graph, self.plan, weights)
+        lowering.run()
+        self._sites = lowering.sites
         matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
         self.step_bytes = sum(
             weights[name].nbytes for matrix in matrices for name in _piece_names(matrix.name, weights)
@@ -188,8 +195,24 @@ class NativeRunnable:
             batch.context_lens,
             batch.block_tables,
             batch.logit_rows,
+            batch.adapters,
         )
         return logits
+
+    def set_adapter(self, slot: int, parts: AdapterParts | None) -> None:
+        """Put an adapter in place `slot` (packed, in memory of its own); None empties it."""
+        self.plan.clear_adapter(slot)
+        arena = _native.Arena()
+        for name, own in (parts or {}).items():
+            a = Dense(np.concatenate([part.a.data for part in own]), own[0].a.dtype)
+            offsets = np.cumsum([0, *(part.a.shape[0] for part in own)]).tolist()
+            matrix = _dense(self.pool, arena, a)
+            adds = [
+                (part.first, offset, part.scale, _dense(self.pool, arena, part.b))
+                for part, offset in zip(own, offsets, strict=False)
+            ]
+            for site in self._sites[name]:
+                self.plan.set_adapter(slot, site, matrix, adds)
 
 
 class Lowering:
@@ -206,6 +229,8 @@ class Lowering:
         self.places: dict[Node, Ref] = {}
         self.free: dict[tuple[str, int], list[int]] = {}
         self.readers = self._count_readers()
+        self.sites: dict[str, list[int]] = {}
+        """A matrix's name to the numbers of its products, which adapters may add to."""
 
     def _count_readers(self) -> dict[Node, int]:
         """How many ops read each value's storage; a split's pieces count for the whole."""
@@ -248,6 +273,8 @@ class Lowering:
                 cache=spec.layer if spec else -1,
                 slopes=list(spec.slopes) if spec and spec.slopes else [],
             )
+        if node.op == "linear" and node.weight:
+            self.sites.setdefault(node.weight.name, []).append(self.plan.adapt_last(self.places[node]))
 
     def _pieces(self, node: Node) -> Iterator[tuple[Ref, _native.Weight | None, _native.Weight | None]]:
         """(where to, weight, bias) of each of the node's ops: one, or one for each part of a Stack."""

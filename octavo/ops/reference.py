@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.ops.adapters import AdapterParts, add_adapters
 from octavo.ops.contract import (
     AttentionSpec,
     Batch,
@@ -20,7 +21,7 @@ from octavo.ops.contract import (
     Rope,
 )
 from octavo.ops.joining import pieces
-from octavo.ops.layouts import FLOATS, Layout, Online, bf16_to_f32, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Layout, Online, bf16_to_f32, f32_to_bf16
 from octavo.ops.rounding import cache_codes, round_input
 
 F32 = NDArray[Any]
@@ -143,15 +144,23 @@ _ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
 
 
 class NumpyOps:
-    """One step's ops: contract.Ops over arrays. `weights` maps Param names to layouts."""
+    """One step's ops: contract.Ops over arrays. `weights` maps Param names to layouts, `adapters` places to
+    adapters.
+    """
 
     def __init__(
-        self, weights: Mapping[str, Layout], precision: Precision, cache: PagedCache | None, batch: Batch
+        self,
+        weights: Mapping[str, Layout],
+        precision: Precision,
+        cache: PagedCache | None,
+        batch: Batch,
+        adapters: Mapping[int, AdapterParts] | None = None,
     ) -> None:
         self.weights = weights
         self.precision = precision
         self.cache = cache
         self.batch = batch
+        self.adapters = adapters or {}
         self.tables: dict[Rope, F32] = {}
 
     def _weight(self, param: Param) -> F32:
@@ -174,7 +183,12 @@ class NumpyOps:
         )
         if bias is not None:
             y = y + self._weight(bias)
-        return np.asarray(y, np.float32)
+        y = np.asarray(y, np.float32)
+        return add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
+
+    def _product(self, x: F32, matrix: Dense) -> F32:
+        seen = round_input(x, matrix, self.precision.activation, "float32")
+        return np.asarray(seen @ matrix.dequantize().T, np.float32)
 
     def rms_norm(self, x: F32, weight: Param | None, eps: float, offset: float = 0.0) -> F32:
         runs = x.reshape(*x.shape[:-1], -1, weight.shape[0] if weight else x.shape[-1])
@@ -326,6 +340,11 @@ class NumpyRunnable:
         self.precision = precision
         self.limits = limits
         self.cache: PagedCache | None = None
+        self.adapters: dict[int, AdapterParts] = {}
+
+    def set_adapter(self, slot: int, parts: AdapterParts | None) -> None:
+        """Put an adapter in place `slot`; None empties it."""
+        self.adapters[slot] = parts or {}
 
     def allocate_cache(self, blocks: int) -> None:
         """(Re)allocate the KV cache: `blocks` blocks of Limits.block_size tokens in every layer."""
@@ -334,6 +353,6 @@ class NumpyRunnable:
 
     def forward(self, batch: Batch) -> F32:
         """Logits [len(logit_rows), vocab]."""
-        ops = NumpyOps(self.tensors, self.precision, self.cache, batch)
+        ops = NumpyOps(self.tensors, self.precision, self.cache, batch, self.adapters)
         logits: F32 = self.model(ops)
         return logits

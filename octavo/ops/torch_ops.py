@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
+from octavo.ops.adapters import AdapterParts, add_adapters
 from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
 from octavo.ops.joining import pieces
 from octavo.ops.layouts import Dense, Layout
@@ -58,6 +59,7 @@ class TorchOps:
         cache: Sequence[tuple[Tensor, ...]] | None,
         batch: Batch,
         quantized: Mapping[str, Layout] | None = None,
+        adapters: Mapping[int, AdapterParts] | None = None,
     ) -> None:
         self.torch = _torch()
         self.weights = weights
@@ -65,6 +67,7 @@ class TorchOps:
         self.precision = precision
         self.cache = cache
         self.batch = batch
+        self.adapters = adapters or {}
         self.tables: dict[Rope, Tensor] = {}
 
     def _long(self, values: NDArray[np.int32]) -> Tensor:
@@ -80,6 +83,14 @@ class TorchOps:
         return self.weights[table.name][ids].float()
 
     def linear(self, x: Tensor, weight: Param, bias: Param | None = None) -> Tensor:
+        y = self._linear(x, weight, bias)
+        return add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
+
+    def _product(self, x: Tensor, matrix: Dense) -> Tensor:
+        x = x.bfloat16().float() if self.precision.activation == "bfloat16" else x
+        return self.torch.nn.functional.linear(x, to_tensor(matrix).float())
+
+    def _linear(self, x: Tensor, weight: Param, bias: Param | None) -> Tensor:
         quantized = self.quantized.get(weight.name)
         added = None if bias is None else self.weights[bias.name].float()
         matrix = self.weights[weight.name].float()
@@ -270,6 +281,11 @@ class TorchRunnable:
         self.precision = precision
         self.limits = limits
         self.cache: list[tuple[Tensor, ...]] | None = None
+        self.adapters: dict[int, AdapterParts] = {}
+
+    def set_adapter(self, slot: int, parts: AdapterParts | None) -> None:
+        """Put an adapter in place `slot`; None empties it."""
+        self.adapters[slot] = parts or {}
 
     def allocate_cache(self, blocks: int) -> None:
         """(Re)allocate the KV cache: `blocks` blocks of Limits.block_size tokens in every layer."""
@@ -285,6 +301,6 @@ class TorchRunnable:
         """Logits [len(logit_rows), vocab]."""
         with self.torch.inference_mode():
             logits: NDArray[np.float32] = self.model(
-                TorchOps(self.weights, self.precision, self.cache, batch, self.quantized)
+                TorchOps(self.weights, self.precision, self.cache, batch, self.quantized, self.adapters)
             ).numpy()
         return logits

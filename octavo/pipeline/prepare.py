@@ -121,6 +121,7 @@ class Preparer:
                 arrival_s=arrival,
                 priority=job.priority,
                 salt=job.salt,
+                adapter=job.adapter,
             )
             for i in range(count)
         )

@@ -18,6 +18,7 @@ import msgspec
 
 from octavo.errors import BadRequest, Unavailable
 from octavo.log import logger
+from octavo.lora.registry import Adapters
 from octavo.pipeline import stream as streams
 from octavo.pipeline.client import EngineClient, Recorder
 from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
@@ -54,7 +55,10 @@ class Service:
         *,
         stats_line: StatsLine | None = None,
         log_interval_s: float = _LOG_INTERVAL_S,
+        adapters: Adapters | None = None,
     ) -> None:
+        """`adapters`: the LoRA adapters that jobs may ask for; None where there are none."""
+        self.adapters = adapters
         self.preparer = preparer
         self._client = client
         self._recorder = recorder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from octavo.ops.contract import Limits, Runnable
 from octavo.runner.arrays import Arrays, Rows
 from octavo.types.engine import NewSequence, Sampled, SamplingSpec, StepPlan, StepResult, TokenLogprobs
+from octavo.types.lora import Adapter
 
 Logits = NDArray[np.float32]
 
@@ -46,17 +48,34 @@ class RowSampler(Protocol):
     def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int, /) -> list[TokenLogprobs]: ...
 
 
+class AdapterPlaces(Protocol):
+    """Where adapters stand: see lora.store.AdapterStore."""
+
+    def place(self, wanted: Iterable[Adapter], /) -> dict[str, int | str]:
+        """An adapter's key -> its place in the model, or why it cannot be had."""
+
+
 class Runner:
     """Runs plans on one bound model; keeps what the engine said of a sequence until its key has ended."""
 
     def __init__(
-        self, model: Runnable, limits: Limits, vocab: int, sampler: RowSampler | None = None
+        self,
+        model: Runnable,
+        limits: Limits,
+        vocab: int,
+        sampler: RowSampler | None = None,
+        places: AdapterPlaces | None = None,
     ) -> None:
-        """`vocab`: width of the logits. `sampler`: None makes the native one."""
+        """`vocab`: width of the logits. `sampler`: None makes the native one. `places`: None where no request
+        brings an adapter.
+        """
         self._model = model
         self._rows = Rows(limits)
         self._sampler = _native_sampler(vocab, limits.sequences) if sampler is None else sampler
         self._known: set[int] = set()
+        self._places = places
+        self._adapters: dict[int, Adapter] = {}
+        """Those of the running sequences, by their keys."""
 
     def run(self, plan: StepPlan) -> StepResult:
         """Compute one step. After an exception the sequences of the plan must be ended by their keys."""
@@ -68,14 +87,38 @@ class Runner:
         if not plan.work:
             return StepResult(())
         arrays = self._rows.arrays(plan)
+        slots, failed = self._place_adapters(plan)
         made = time.perf_counter()
-        logits = self._model.forward(arrays.batch)
+        batch = arrays.batch if slots is None else replace(arrays.batch, adapters=slots)
+        logits = self._model.forward(batch)
         computed = time.perf_counter()
         sampled = self._answers(plan, arrays, logits)
+        if failed:
+            sampled = tuple(
+                Sampled(s.key, (), error=failed.get(s.key)) if s.key in failed else s for s in sampled
+            )
         done = time.perf_counter()
         return StepResult(sampled, made - begun, computed - made, done - computed)
 
+    def _place_adapters(self, plan: StepPlan) -> tuple[NDArray[np.int32] | None, dict[int, str]]:
+        """(the place of each work's adapter, or None where there is none at all; errors by key)."""
+        if self._places is None:
+            return None, {}
+        own = [self._adapters.get(item.key) for item in plan.work]
+        found = self._places.place([adapter for adapter in own if adapter])
+        if not found:
+            return None, {}
+        answers = [found[adapter.key] if adapter else -1 for adapter in own]
+        failed = {
+            item.key: answer
+            for item, answer in zip(plan.work, answers, strict=True)
+            if isinstance(answer, str)
+        }
+        slots = np.array([-1 if isinstance(answer, str) else answer for answer in answers], np.int32)
+        return (slots if slots.max() >= 0 else None), failed
+
     def _forget(self, key: int) -> None:
+        self._adapters.pop(key, None)
         if key in self._known:
             self._known.remove(key)
             self._sampler.remove(key)
@@ -86,6 +129,8 @@ class Runner:
         prompt, output = new.tokens[: new.prompt_tokens], new.tokens[new.prompt_tokens :]
         self._sampler.add(new.key, new.sampling, prompt, output)
         self._known.add(new.key)
+        if new.adapter is not None:
+            self._adapters[new.key] = new.adapter
 
     def _answers(self, plan: StepPlan, arrays: Arrays, logits: Logits) -> tuple[Sampled, ...]:
         """Sample, and put each answer at its work's place."""

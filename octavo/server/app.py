@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import QueueFull
-from octavo.server import document, legacy, metrics, probes, tokens
+from octavo.server import adapters, document, legacy, metrics, probes, tokens
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
 from octavo.server.hub import Hub
@@ -22,7 +22,7 @@ from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.server.wire import Handler
 
-DOORS = (chat, completions, models, tokens, legacy, probes, metrics, document)
+DOORS = (chat, completions, models, adapters, tokens, legacy, probes, metrics, document)
 """Each has ``routes(state)``; none knows another."""
 
 _CLIENT_GONE = 499

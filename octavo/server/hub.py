@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from octavo.types.job import ChatOptions, Event, Job, Started
+from octavo.types.lora import Adapter
 from octavo.types.sampling import SamplingParams
 from octavo.types.stats import EngineStats
 
@@ -74,6 +75,37 @@ class JobEvents(Protocol):
         """Stop caring."""
 
 
+class NamedAdapter(Protocol):
+    """One adapter as it was given."""
+
+    @property
+    def adapter(self) -> Adapter: ...
+
+    @property
+    def path(self) -> str:
+        """As written."""
+
+    @property
+    def base(self) -> str | None:
+        """The base model's name, when one was said."""
+
+
+class Adapters(Protocol):
+    """Names to LoRA adapters (lora.registry.Adapters)."""
+
+    def list(self) -> Sequence[NamedAdapter]:
+        """In the order in which they were added."""
+
+    def find(self, name: str, /) -> Adapter | None:
+        """The adapter of that name."""
+
+    def add(self, name: str, path: str, /, *, in_place: bool = False) -> Adapter:
+        """Read one; takes as long as reading takes. Raises NotFound, BadRequest, AdapterError."""
+
+    def remove(self, name: str, /) -> None:
+        """Forget a name. Raises NotFound."""
+
+
 class Hub(Protocol):
     """The service behind every door."""
 
@@ -92,6 +124,10 @@ class Hub(Protocol):
     @property
     def preparer(self) -> Preparing:
         """Where defaults come from."""
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The LoRA adapters; None without --enable-lora."""
 
     @property
     def tokenizer(self) -> Vocabulary | None:

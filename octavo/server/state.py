@@ -9,6 +9,7 @@ from octavo.errors import NotFound, Unavailable
 from octavo.server.hub import Hub, Vocabulary
 from octavo.server.metrics import Metrics
 from octavo.server.settings import ServerSettings
+from octavo.types.lora import Adapter
 
 
 class State:
@@ -68,8 +69,17 @@ class State:
             raise Unavailable("The model is still loading.", hint="Try again in a moment.")
         return self.settings.served_names or self._service.info.names
 
+    def choose(self, asked: str | None) -> tuple[str, Adapter | None]:
+        """(the name to report, the adapter or None) for a request that asked for `asked`.
+
+        Raises NotFound with the valid names.
+        """
+        adapters = None if self._service is None else self._service.adapters
+        found = adapters.find(asked) if adapters is not None and asked else None
+        return (asked or "", found) if found is not None else (self.check_model(asked), None)
+
     def check_model(self, asked: str | None) -> str:
-        """The name to report, always the first one, for a request that asked for `asked`.
+        """The base model's name to report, always the first one, for a request that asked for `asked`.
 
         A model that has no other name than what it was loaded from answers to every way of writing that.
         Raises NotFound with the valid names.
@@ -82,9 +92,11 @@ class State:
             if names == (root,) and same_model(asked, root):
                 return names[0]
         shown = asked if len(asked) <= 200 else asked[:197] + "..."
+        adapters = self._service.adapters if self._service is not None else None
+        tuned = [named.adapter.name for named in adapters.list()] if adapters is not None else []
         raise NotFound(
             f"The model {shown!r} does not exist.",
-            hint=f"This server has: {', '.join(names)}.",
+            hint=f"This server has: {', '.join((*names, *tuned))}.",
             param="model",
         )
 

@@ -60,7 +60,7 @@ def routes(state: State) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         raw = await read_object(request, state.settings)
         body = convert(raw, TokenizeRequest)
-        state.check_model(body.model)
+        state.choose(body.model)
         started = await _tokens(body, state)
         strings = None
         if body.return_token_strs:
@@ -72,7 +72,7 @@ def routes(state: State) -> list[Route]:
     async def detokenize(request: Request) -> Response:
         raw = await read_object(request, state.settings)
         body = convert(raw, DetokenizeRequest)
-        state.check_model(body.model)
+        state.choose(body.model)
         check_ids("tokens", body.tokens)
         return reply(DetokenizeReply(await state.service.detokenize(body.tokens)))
 

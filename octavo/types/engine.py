@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.types.lora import Adapter
+
 
 class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Resolved sampling of one sequence: everything decided, nothing left to default later.
@@ -54,6 +56,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Lower runs first; only with the priority policy."""
     salt: str = ""
     """Prefix-cache salt: sequences share blocks only under equal salts."""
+    adapter: Adapter | None = None
+    """The LoRA adapter that answers; None: the model alone."""
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -99,6 +103,7 @@ class NewSequence(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     """Prompt, and for a preempted sequence what it had generated."""
     sampling: SamplingSpec
+    adapter: Adapter | None = None
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from octavo.types.engine import Finish, TokenLogprobs
+from octavo.types.lora import Adapter
 from octavo.types.sampling import SamplingParams
 
 
@@ -31,6 +32,8 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     priority: int = 0
     salt: str = ""
     model: str = ""
+    adapter: Adapter | None = None
+    """The LoRA adapter that answers; None: the model alone."""
 
 
 class ChatOptions(msgspec.Struct, kw_only=True, frozen=True):

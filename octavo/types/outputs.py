@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.types.lora import LoRARequest
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -38,7 +40,7 @@ class CompletionOutput:
     """stop, length, abort, error or repetition; None while the answer runs."""
     stop_reason: int | str | None = None
     """The stop string or stop token id that ended it; None for the end token and for other reasons."""
-    lora_request: Any = None
+    lora_request: LoRARequest | None = None
 
     def finished(self) -> bool:
         """True once `finish_reason` is known."""
@@ -67,7 +69,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics | None = None
-    lora_request: Any = None
+    lora_request: LoRARequest | None = None
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
     num_cached_tokens: int | None = None

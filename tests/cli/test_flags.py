@@ -154,7 +154,7 @@ def test_command_lines_of_the_stories(line: str, table: Table) -> None:
     ("line", "notice"),
     [
         ("--enforce-eager", "--enforce-eager: accepted; Octavo has no graphs to capture."),
-        ("--enable_lora", "--enable_lora: accepted; this version of Octavo does not have it yet."),
+        ("--enable_mm_embeds", "--enable_mm_embeds: accepted; this version of Octavo does not have it yet."),
         ("-tp 4", "-tp: 4 reduced to 1: this CPU is one device; its cores share the work (--threads)."),
         ("--device cuda:0", "--device: cuda:0 accepted; this version of Octavo runs on the CPU."),
     ],

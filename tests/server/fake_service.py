@@ -7,6 +7,7 @@ import codecs
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong, Unavailable
@@ -56,6 +57,7 @@ class FakeService:
         self.failure: str | None = None
         self.ready = True
         self.recorder = recorder
+        self.adapters: Any = None
         self.tokenizer = Bytes()
         self.preparer = FakePreparer()
         self.info = ModelInfo(

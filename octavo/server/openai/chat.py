@@ -70,10 +70,11 @@ class Chat:
         """The whole life of a request. Raises OctavoError for what cannot be."""
         raw = await read_object(request, self._settings)
         body = convert(raw, ChatRequest)
-        model = self._state.check_model(body.model)
+        model, adapter = self._state.choose(body.model)
         self._body = body
         self._head = head("chatcmpl", request_name(request, body.request_id), model)
         job = parse(body, self._state, self._head, salted(request, body.cache_salt))
+        job = msgspec.structs.replace(job, adapter=adapter)
         headers = warning_headers(misspelt(raw, ChatRequest))
         run = await Run.begin(self._state, [job])
         if body.stream:

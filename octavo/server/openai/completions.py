@@ -73,10 +73,11 @@ class Completion:
         """The whole life of a request. Raises OctavoError for what cannot be."""
         raw = await read_object(request, self._settings)
         body = convert(raw, CompletionRequest)
-        model = self._state.check_model(body.model)
+        model, adapter = self._state.choose(body.model)
         self._body = body
         self._head = head("cmpl", request_name(request, body.request_id), model)
         jobs = parse(body, self._state, self._head, salted(request, body.cache_salt))
+        jobs = [msgspec.structs.replace(job, adapter=adapter) for job in jobs]
         headers = warning_headers(misspelt(raw, CompletionRequest))
         run = await Run.begin(self._state, jobs)
         if body.stream:

@@ -211,7 +211,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     owned_by: str = "octavo"
     root: str
     parent: str | None = None
-    max_model_len: int
+    max_model_len: int | None = None
     permission: list[ModelPermission]
 
 

@@ -1,0 +1,1 @@
+"""LoRA adapters: read from PEFT's files, named, and kept where a model computes with them."""
