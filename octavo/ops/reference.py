@@ -184,7 +184,8 @@ class NumpyOps:
         if bias is not None:
             y = y + self._weight(bias)
         y = np.asarray(y, np.float32)
-        return add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
+        added: F32 = add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
+        return added
 
     def _product(self, x: F32, matrix: Dense) -> F32:
         seen = round_input(x, matrix, self.precision.activation, "float32")

@@ -12,13 +12,12 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from octavo.errors import BadRequest, Unavailable
 from octavo.log import logger
-from octavo.lora.registry import Adapters
 from octavo.pipeline import stream as streams
 from octavo.pipeline.client import EngineClient, Recorder
 from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
@@ -27,6 +26,9 @@ from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.engine import Finish, TokenOut
 from octavo.types.job import ChatOptions, Event, Job, Started
 from octavo.types.stats import EngineStats
+
+if TYPE_CHECKING:
+    from octavo.lora.registry import Adapters
 
 log = logger("octavo.pipeline.service")
 
