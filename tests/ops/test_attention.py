@@ -42,11 +42,11 @@ SPECS = (
 IDS = ("full", "window", "alibi")
 
 
-def model_of(spec: AttentionSpec) -> OpModel:
+def model_of(spec: AttentionSpec, tokens: int = 2 * LENGTH) -> OpModel:
     """Token id t reads row t of random queries, keys and values: two sequences of LENGTH tokens."""
     model = OpModel(5)
-    q = model.input("q", model.noise(2 * LENGTH, spec.heads * spec.head_dim))
-    k, v = (model.input(n, model.noise(2 * LENGTH, spec.kv_heads * spec.head_dim)) for n in "kv")
+    q = model.input("q", model.noise(tokens, spec.heads * spec.head_dim))
+    k, v = (model.input(n, model.noise(tokens, spec.kv_heads * spec.head_dim)) for n in "kv")
     model.specs = (spec,)
     sinks = model.param("sinks", model.noise(spec.heads)) if spec.slopes else None
     model.call = lambda op: op.attention(q(op), k(op), v(op), spec, sinks)
@@ -108,6 +108,45 @@ def test_parts_do_not_show(spec: AttentionSpec, precision: Precision, isa: str) 
         got = rows(native(spec, precision, isa, threads), *CUT)
         for token, row in expected.items():
             np.testing.assert_array_equal(got[token], row)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1::2], ids=NAMES[1::2])
+def test_a_context_of_8k_cut_among_threads(precision: Precision) -> None:
+    """The last token alone, its keys spread over the threads, is what it is at the end of a prompt's part."""
+    length, part, spec = 8000, 1000, AttentionSpec(0, heads=2, kv_heads=1, head_dim=64, scale=0.1)
+    model = model_of(spec, length)
+    tensors = [(param, model.tensors[param.name]) for _, param in model.named_params()]
+    limits = Limits(tokens=part, sequences=1, logit_rows=part, block_size=BLOCK, max_model_len=length)
+
+    def tokens(first: int, end: int) -> Batch:
+        at = np.arange(first, end, dtype=np.int32)
+        table = np.arange(length // BLOCK, dtype=np.int32)[None]
+        count = np.array([0, end - first], np.int32)
+        return Batch(at, at, at + 1, count, at[-1:] + 1, table, at[: end - first] - first)
+
+    results = []
+    for threads in (1, 2, 3):
+        runnable = bind(model, tensors, precision, limits, "native", threads=threads, isa=_native.isas()[0])
+        runnable.allocate_cache(length // BLOCK)
+        whole = rows(runnable, *(tokens(at, at + part) for at in range(0, length, part)))
+        alone = rows(runnable, tokens(length - 1, length))
+        np.testing.assert_array_equal(alone[length - 1], whole[length - 1])
+        results.append(alone[length - 1])
+    np.testing.assert_array_equal(results[1:], results[:1] * 2)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("cache", ["int8", "fp8_e4m3"])
+@pytest.mark.parametrize("head_dim", [63, 64, 80])
+def test_wide_heads_of_8_bits_equal_the_reference(head_dim: int, cache: str, isa: str) -> None:
+    spec = AttentionSpec(0, heads=4, kv_heads=2, head_dim=head_dim, scale=0.1)
+    model, batch = model_of(spec), step((0, 0, 90))
+    reference = NumpyRunnable(model, model.tensors, Precision(cache=cache), LIMITS)
+    reference.allocate_cache(2 * BLOCKS_EACH)
+    expected = rows(reference, batch)
+    for dense, bound in (("float32", 1e-5), ("bfloat16", 0.03)):
+        got = rows(native(spec, Precision(dense, cache), isa, threads=2), batch)
+        assert max(float(np.abs(got[t] - row).max()) for t, row in expected.items()) <= bound
 
 
 @pytest.mark.parametrize("isa", _native.isas())
