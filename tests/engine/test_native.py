@@ -52,11 +52,12 @@ def answers(**config) -> tuple[dict[str, list], int]:
     return found, stats.preemptions_total
 
 
-def test_pressure_batching_chunks_and_the_prefix_cache_change_nothing():
-    plain, _ = answers(max_num_seqs=1, enable_prefix_caching=False)
-    pressed, preemptions = answers(num_blocks_override=30)
+@pytest.mark.parametrize("entries", ["auto", "int8", "fp8"])
+def test_pressure_batching_chunks_and_the_prefix_cache_change_nothing(entries: str):
+    plain, _ = answers(max_num_seqs=1, enable_prefix_caching=False, kv_cache_dtype=entries)
+    pressed, preemptions = answers(num_blocks_override=30, kv_cache_dtype=entries)
     assert preemptions > 0
     assert pressed == plain
-    chunked, _ = answers(max_num_batched_tokens=24, max_num_seqs=12, block_size=32)
+    chunked, _ = answers(max_num_batched_tokens=24, max_num_seqs=12, block_size=32, kv_cache_dtype=entries)
     assert chunked == plain
     assert all(len(tokens) == 40 for tokens, _, _ in plain.values())
