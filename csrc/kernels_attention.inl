@@ -454,6 +454,9 @@ struct Attend {
   Step<T> widened(const Step<S>& step, const Step<S>& next, int begin, int end) const {
     static constexpr uint8_t kZeros[kTile] = {};
     const int block_size = a.cache.block_size, whole = a.cache.head_dim / 2, w = width;
+#if OCTAVO_FP8_DOT
+    static const EntryTable table;
+#endif
     uint16_t* const keys = wide;
     uint16_t* const values = wide + int64_t{2} * pairs() * kStep;
     Step<T> out{step.key0, {}, {}, {}, {}};
@@ -471,12 +474,23 @@ struct Attend {
         __builtin_prefetch(next.keys[g] + at / kTile * block_size, 0, 2);
         __builtin_prefetch(next.values[g] + at, 0, 2);
       }
-      for (int i = 0; i < whole; ++i)
+      int i = 0;
+#if OCTAVO_FP8_DOT
+      if (D == CacheDtype::f8 && block_size == kTile)
+        for (; i + 2 <= whole; i += 2)
+          table.keys(k + 2 * i * kTile, to_keys + 2 * kStep * i, to_keys + 2 * kStep * (i + 1));
+#endif
+      for (; i < whole; ++i)
         store(to_keys + 2 * kStep * i, E::pairs(k + 2 * i * block_size, k + (2 * i + 1) * block_size));
       if (a.cache.head_dim & 1) store(to_keys + 2 * kStep * whole, E::pairs(k + 2 * whole * block_size, kZeros));
-      for (int key = 0; key < kTile; key += 2)
-        for (int d = 0; d < w; d += 16)
-          store(to_values + key * w + 2 * d, E::pairs(v + key * w + d, v + (key + 1) * w + d));
+      for (int key = 0; key < kTile; key += 2) {
+        int d = 0;
+#if OCTAVO_FP8_DOT
+        for (; D == CacheDtype::f8 && d + 64 <= w; d += 64)
+          table.values(v + key * w + d, v + (key + 1) * w + d, to_values + key * w + 2 * d);
+#endif
+        for (; d < w; d += 16) store(to_values + key * w + 2 * d, E::pairs(v + key * w + d, v + (key + 1) * w + d));
+      }
     }
     return out;
   }

@@ -34,8 +34,8 @@ void fp8_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(tile) * w.tile_bytes();
   const int64_t pairs = (w.cols + 1) / 2;
   const uint16_t* x = a.x_bf16 + row * pairs * 2;
-  static const Fp8Table tables[2] = {fp8_table(true), fp8_table(false)};
-  const Fp8Table table = tables[w.format == Format::e5m2];
+  static const ByteTable tables[2] = {fp8_table(true), fp8_table(false)};
+  const ByteTable table = tables[w.format == Format::e5m2];
   const __m512i places = fp8_places();
   Vec y[M];
   for (int m = 0; m < M; ++m) y[m] = zero();

@@ -450,6 +450,30 @@ inline Pairs f8_pairs(const uint8_t* x, const uint8_t* y) {
   bits = _mm512_mask_mov_epi16(bits, _mm512_cmpeq_epi16_mask(size, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
   return {_mm512_or_si512(bits, sign)};
 }
+#elif defined(__AVX2__)
+inline __m256i int8_as_float(__m128i codes) {
+  return _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)));
+}
+inline __m256i f8_as_float(__m128i eight) {
+  const __m256i codes = _mm256_cvtepu8_epi32(eight), size = _mm256_and_si256(codes, _mm256_set1_epi32(0x7f));
+  const __m256i normal = _mm256_add_epi32(_mm256_slli_epi32(size, 20), _mm256_set1_epi32(0x3c000000));
+  const __m256 small = _mm256_mul_ps(_mm256_cvtepi32_ps(size), _mm256_set1_ps(0x1p-9f));
+  __m256i bits = _mm256_blendv_epi8(normal, _mm256_castps_si256(small), _mm256_cmpgt_epi32(_mm256_set1_epi32(8), size));
+  const __m256i nan = _mm256_cmpeq_epi32(size, _mm256_set1_epi32(0x7f));
+  bits = _mm256_blendv_epi8(bits, _mm256_set1_epi32(0x7fc00000), nan);
+  return _mm256_or_si256(bits, _mm256_slli_epi32(_mm256_xor_si256(codes, size), 24));
+}
+template <class F>
+inline Pairs pairs_of(const uint8_t* x, const uint8_t* y, F as_float) {
+  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y));
+  const auto pair = [&](__m128i c, __m128i d) {
+    return _mm256_or_si256(_mm256_srli_epi32(as_float(c), 16), as_float(d));
+  };
+  return {pair(a, b), pair(_mm_srli_si128(a, 8), _mm_srli_si128(b, 8))};
+}
+inline Pairs int8_pairs(const uint8_t* x, const uint8_t* y) { return pairs_of(x, y, int8_as_float); }
+inline Pairs f8_pairs(const uint8_t* x, const uint8_t* y) { return pairs_of(x, y, f8_as_float); }
 #else
 template <class F>
 inline Pairs pairs_of(const uint8_t* x, const uint8_t* y, F as_bf16) {

@@ -176,27 +176,39 @@ inline Vec dot_pairs(Vec sum, __m512bh w, const uint16_t* x) {
 #if OCTAVO_BF16_DOT && defined(__AVX512VBMI__)
 #define OCTAVO_FP8_DOT 1
 // Bytes of the bf16 numbers that the 128 codes without a sign are.
-struct Fp8Table {
+struct ByteTable {
   __m512i low[2], high[2];
 };
-inline Fp8Table fp8_table(bool e4m3) {
+inline ByteTable byte_table(const uint16_t* numbers) {
   alignas(64) uint8_t bytes[2][128];
-  for (int code = 0; code < 128; code += 16) {
-    alignas(64) uint8_t codes[16];
-    for (int i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(code + i);
-    uint16_t halves[16];
-    store_bf16(halves, e4m3 ? load_e4m3(codes) * set1(256.0f) : load_e5m2(codes));
-    for (int i = 0; i < 16; ++i) {
-      bytes[0][code + i] = static_cast<uint8_t>(halves[i] & 255);
-      bytes[1][code + i] = static_cast<uint8_t>(halves[i] >> 8);
-    }
+  for (int i = 0; i < 128; ++i) {
+    bytes[0][i] = static_cast<uint8_t>(numbers[i] & 255);
+    bytes[1][i] = static_cast<uint8_t>(numbers[i] >> 8);
   }
-  Fp8Table t;
+  ByteTable t;
   for (int i = 0; i < 2; ++i) {
     t.low[i] = _mm512_load_si512(bytes[0] + 64 * i);
     t.high[i] = _mm512_load_si512(bytes[1] + 64 * i);
   }
   return t;
+}
+inline ByteTable fp8_table(bool e4m3) {
+  uint16_t numbers[128];
+  for (int code = 0; code < 128; code += 16) {
+    uint8_t codes[16];
+    for (int i = 0; i < 16; ++i) codes[i] = static_cast<uint8_t>(code + i);
+    store_bf16(numbers + code, e4m3 ? load_e4m3(codes) * set1(256.0f) : load_e5m2(codes));
+  }
+  return byte_table(numbers);
+}
+// The low bytes and the high ones of 64 numbers.
+struct HalvesOfPairs {
+  __m512i low, high;
+};
+inline HalvesOfPairs look_up(const ByteTable& t, __m512i codes) {
+  const __m512i high = _mm512_permutex2var_epi8(t.high[0], codes, t.high[1]);
+  return {_mm512_permutex2var_epi8(t.low[0], codes, t.low[1]),
+          _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8)};
 }
 // Where column c of row r stands so that unpacking bytes in quarters leaves (row, two columns) side by side.
 inline __m512i fp8_places() {
@@ -206,14 +218,47 @@ inline __m512i fp8_places() {
   return _mm512_load_si512(at);
 }
 // Columns 0 and 1 of all rows, and columns 2 and 3.
-inline void fp8_pairs(const uint8_t* p, const Fp8Table& t, __m512i places, __m512bh* first, __m512bh* second) {
+inline void fp8_pairs(const uint8_t* p, const ByteTable& t, __m512i places, __m512bh* first, __m512bh* second) {
   const __m512i codes = _mm512_permutexvar_epi8(places, _mm512_loadu_si512(p));
-  const __m512i low = _mm512_permutex2var_epi8(t.low[0], codes, t.low[1]);
-  const __m512i size = _mm512_permutex2var_epi8(t.high[0], codes, t.high[1]);
-  const __m512i high = _mm512_ternarylogic_epi32(size, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
-  *first = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(low, high));
-  *second = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(low, high));
+  const HalvesOfPairs x = look_up(t, codes);
+  *first = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(x.low, x.high));
+  *second = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(x.low, x.high));
 }
+// Entries of the cache in fp8 e4m3 as pairs of bf16. (int8 gains nothing: two conversions are as cheap as this.)
+struct EntryTable {
+  ByteTable table;
+  __m512i columns = fp8_places(), rows;
+
+  EntryTable() {
+    uint16_t numbers[128];
+    for (int i = 0; i < 128; ++i) numbers[i] = f8_to_bf16(static_cast<uint8_t>(i));
+    table = byte_table(numbers);
+    // Number 16g + 4l + k of a row stands at 16l + 4g + k, so that unpacking twice leaves g in one vector.
+    alignas(64) uint8_t at[64];
+    for (int i = 0; i < 64; ++i) at[i / 4 % 4 * 16 + i / 16 * 4 + i % 4] = static_cast<uint8_t>(i);
+    rows = _mm512_load_si512(at);
+  }
+  HalvesOfPairs get(const uint8_t* p, __m512i places) const {
+    const __m512i codes = _mm512_permutexvar_epi8(places, _mm512_loadu_si512(p));
+    return look_up(table, codes);
+  }
+  // Four dimensions of sixteen keys, side by side: two vectors of pairs.
+  void keys(const uint8_t* p, uint16_t* first, uint16_t* second) const {
+    const HalvesOfPairs x = get(p, columns);
+    _mm512_storeu_si512(first, _mm512_unpacklo_epi8(x.low, x.high));
+    _mm512_storeu_si512(second, _mm512_unpackhi_epi8(x.low, x.high));
+  }
+  // Sixty-four dimensions of two keys: four vectors of pairs.
+  void values(const uint8_t* even, const uint8_t* odd, uint16_t* to) const {
+    const HalvesOfPairs x = get(even, rows), y = get(odd, rows);
+    const __m512i a = _mm512_unpacklo_epi8(x.low, x.high), b = _mm512_unpacklo_epi8(y.low, y.high);
+    const __m512i c = _mm512_unpackhi_epi8(x.low, x.high), d = _mm512_unpackhi_epi8(y.low, y.high);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi16(a, b));
+    _mm512_storeu_si512(to + 32, _mm512_unpackhi_epi16(a, b));
+    _mm512_storeu_si512(to + 64, _mm512_unpacklo_epi16(c, d));
+    _mm512_storeu_si512(to + 96, _mm512_unpackhi_epi16(c, d));
+  }
+};
 #else
 #define OCTAVO_FP8_DOT 0
 #endif
