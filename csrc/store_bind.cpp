@@ -20,6 +20,7 @@ namespace {
 // a weight but its bytes.
 using Form = std::tuple<bool, int, int, int64_t, int64_t, int, int64_t, float, std::vector<float>, std::vector<int32_t>,
                         int64_t, int, float, float>;
+using Place = std::tuple<Form, int64_t, size_t, uint64_t>;
 
 Form form_of(const Weight& w) {
   const PackedMatrix& m = w.packed();
@@ -89,15 +90,19 @@ void bind_store(nb::module_& m) {
       "weight_checksum", [](const Weight& w, Pool& pool) { return w.checksum(pool); },
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
-      "weight_stored",
-      [](Pool& pool, std::shared_ptr<Arena> arena, const Form& form, int fd, int64_t offset, size_t bytes,
-         uint64_t checksum) {
-        const Weight::Stored stored = stored_form(form, bytes, checksum);
+      "weights_stored",
+      [](Pool& pool, std::shared_ptr<Arena> arena, int fd, const std::vector<Place>& places) {
+        std::vector<std::pair<Weight::Stored, int64_t>> stored;
+        for (const auto& [form, offset, bytes, checksum] : places)
+          stored.emplace_back(stored_form(form, bytes, checksum), offset);
         nb::gil_scoped_release release;
-        return Weight::stored(pool, std::move(arena), stored, fd, offset);
+        std::vector<std::shared_ptr<Weight>> weights;
+        for (const auto& [form, offset] : stored) weights.push_back(Weight::stored(pool, arena, form, fd, offset));
+        return weights;
       },
-      "pool"_a, "arena"_a, "form"_a, "fd"_a, "offset"_a, "bytes"_a, "checksum"_a,
-      "A weight read back from a file. RuntimeError when it is not what was written.");
+      "pool"_a, "arena"_a, "fd"_a, "places"_a,
+      "Weights read back from a file: (form, offset, bytes, checksum) of each. RuntimeError when one is not what was "
+      "written.");
 }
 
 }  // namespace octavo

@@ -243,7 +243,9 @@ def weight_bytes(weight: Weight) -> NDArray[np.uint8]:
 def weight_checksum(weight: Weight, pool: Pool) -> int:
     """A sum that finds damage, 64 bits."""
 
-def weight_stored(
-    pool: Pool, arena: Arena, form: _Form, fd: int, offset: int, bytes: int, checksum: int
-) -> Weight:
-    """Read a weight back from an open file. RuntimeError when it is not what was written."""
+def weights_stored(
+    pool: Pool, arena: Arena, fd: int, places: Sequence[tuple[_Form, int, int, int]]
+) -> list[Weight]:
+    """Weights read back from an open file: (form, offset, bytes, checksum) of each, the interpreter's lock
+    released for all of them. RuntimeError when one is not what was written.
+    """

@@ -129,10 +129,13 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     """Load the model and make its engine. Raises OctavoError: one sentence with the numbers and the fix."""
     started = time.perf_counter()
     plan = _decide(config)
+    packed = _packed(config, plan)
+    if packed:
+        packed.begin(max(_threads(config)))
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
-        # A large vocabulary takes as long as small weights, and neither holds the interpreter's lock.
+        # A large vocabulary takes as long as small weights.
         text_side = beside.submit(_preparer, config, plan, served_names)
-        model = _bind(config, plan, lambda: text_side.result() if text_side.done() else None)
+        model = _bind(config, plan, packed, lambda: text_side.result() if text_side.done() else None)
         preparer = text_side.result()
     model.allocate_cache(plan.cache.blocks)
     _warm_up(model)
@@ -326,10 +329,17 @@ def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget) -> int
     return wanted
 
 
-def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Runnable:
-    """Read the weights; `check` is called between tensors and raises when going on is no use."""
+def _threads(config: EngineConfig) -> tuple[int, int]:
+    """How many a decode step may use, and one that reads prompts."""
     threads = config.threads or machine.cpu_count()
-    decode, prefill = config.decode_threads or threads, config.prefill_threads or threads
+    return config.decode_threads or threads, config.prefill_threads or threads
+
+
+def _bind(
+    config: EngineConfig, plan: _Plan, packed: PackedFile | None, check: Callable[[], object]
+) -> Runnable:
+    """Read the weights; `check` is called between tensors and raises when going on is no use."""
+    decode, prefill = _threads(config)
     with _Progress(plan.checkpoint, quiet=config.quiet) as on_bytes:
 
         def progress(read_bytes: int) -> None:
@@ -350,7 +360,7 @@ def _bind(config: EngineConfig, plan: _Plan, check: Callable[[], object]) -> Run
             plan.limits,
             config.backend,
             threads=(decode, prefill),
-            packed=_packed(config, plan),
+            packed=packed,
         )
     log.info(
         "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %s threads",

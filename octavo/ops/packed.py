@@ -14,6 +14,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,27 @@ class PackedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stop = threading.Event()
+        self._reading: Future[dict[str, _native.Weight]] | None = None
+
+    def begin(self, threads: int) -> None:
+        """Start to read with `threads` threads. What holds the interpreter's lock meanwhile, as a tokenizer
+        that loads does, delays nothing.
+        """
+        busy = threading.Event()
+        one = ThreadPoolExecutor(1, "octavo-weights")
+        self._reading = one.submit(self._read, _native.Pool(threads), busy)
+        one.shutdown(wait=False)
+        busy.wait()
 
     def read(self, pool: _native.Pool, names: set[str]) -> dict[str, _native.Weight] | None:
         """The weights, when the file holds exactly `names` (each whole, or in parts `name#0`, `name#1`),
         undamaged; else None. Damage is removed.
         """
         try:
-            with self.path.open("rb") as file:
-                entries = _header(file.fileno(), os.fstat(file.fileno()).st_size)
-                if {entry["name"].partition("#")[0] for entry in entries} != names:
-                    return None
-                arena = _native.Arena()
-                found = {entry["name"]: _weight(pool, arena, file.fileno(), entry) for entry in entries}
+            found = self._reading.result() if self._reading else self._read(pool)
+            self._reading = None
+            if {name.partition("#")[0] for name in found} != names:
+                return None
             os.utime(self.path)
             return found
         except FileNotFoundError:
@@ -58,6 +68,24 @@ class PackedFile:
             with contextlib.suppress(OSError):
                 self.path.unlink()
             return None
+
+    def _read(self, pool: _native.Pool, busy: threading.Event | None = None) -> dict[str, _native.Weight]:
+        """Every weight of the file; `busy` is set as soon as native code reads."""
+        try:
+            with self.path.open("rb") as file:
+                fd = file.fileno()
+                entries = _header(fd, os.fstat(fd).st_size)
+                places = [
+                    (tuple(entry["form"]), entry["offset"], entry["nbytes"], entry["checksum"])
+                    for entry in entries
+                ]
+                if busy:
+                    busy.set()
+                weights = _native.weights_stored(pool, _native.Arena(), fd, places)
+        finally:
+            if busy:
+                busy.set()
+        return dict(zip((entry["name"] for entry in entries), weights, strict=True))
 
     def write_beside(self, weights: Weights) -> threading.Thread:
         """Write in a thread of its own, while the model already serves. Failures are a line in the log.
@@ -131,10 +159,3 @@ def _header(fd: int, size: int) -> list[dict[str, Any]]:
         if not (begin <= entry["offset"] and 0 < entry["nbytes"] <= size - entry["offset"]):
             raise ValueError("a weight lies outside of it")
     return entries
-
-
-def _weight(pool: _native.Pool, arena: _native.Arena, fd: int, entry: dict[str, Any]) -> _native.Weight:
-    form = tuple(entry["form"])
-    return _native.weight_stored(
-        pool, arena, form, fd, entry["offset"], bytes=entry["nbytes"], checksum=entry["checksum"]
-    )
