@@ -9,21 +9,17 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from octavo import _native
 from octavo.build.bind import bind
 from octavo.build.cache import PackedCache, fingerprint
-from octavo.build.declare import declare
 from octavo.build.load import load
-from octavo.build.load_gguf import plain_norms
-from octavo.build.quantize import quantize, roundings, with_quantization
-from octavo.build.shard import shard
-from octavo.build.source import open_source
+from octavo.build.outline import Outline, outline
 from octavo.config import machine
 from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
@@ -35,12 +31,11 @@ from octavo.engine.core import Engine
 from octavo.engine.settings import EngineSettings
 from octavo.engine.stats import StatsLine
 from octavo.errors import ConfigError, OutOfMemory
-from octavo.layers.decoder import Decoder
 from octavo.layers.rope import RopeParams
 from octavo.log import logger
 from octavo.lora.build import build_adapters
 from octavo.lora.registry import Adapters
-from octavo.ops.contract import Batch, Limits, Precision, Rope, Runnable
+from octavo.ops.contract import Batch, Limits, Rope, Runnable
 from octavo.ops.packed import PackedFile
 from octavo.parallel.inline import InlineExecutor
 from octavo.pipeline.gguf_tokenizer import gguf_tokenizer
@@ -50,8 +45,6 @@ from octavo.pipeline.stop import EndTokens, end_tokens
 from octavo.pipeline.template import ChatTemplate, load_template
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.pipeline.vocab import read_json
-from octavo.quant.format import Format
-from octavo.quant.online import Rounding
 from octavo.runner.memory import CacheBudget, CacheShape
 from octavo.runner.runner import Runner
 from octavo.runner.sampling import Sampler
@@ -66,21 +59,6 @@ log = logger(__name__)
 POCKET = Path(__file__).parent / "assets" / "pocket"
 """The bundled model."""
 
-_DTYPES = {
-    "half": "float16",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "float": "float32",
-    "float32": "float32",
-}
-_KV_DTYPES = {**_DTYPES, "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "int8": "int8"}
-_PRECISIONS = {
-    "float32": Precision("float32", "float32"),
-    "float16": Precision("float32", "float16"),
-    "bfloat16": Precision("bfloat16", "bfloat16"),
-}
-_SEEN = {"auto": "int8", "int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
-"""--activation-dtype -> Precision.quantized."""
 _STEP_TOKENS = 1024
 """Default of max_num_batched_tokens: enough rows for the matrix kernels' full speed."""
 _STEP_TARGET_S = 0.25
@@ -110,17 +88,9 @@ class Launched:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is known before the weights are read."""
+class _Plan(Outline):
+    """What is known before the weights are read, and what the machine allows."""
 
-    folder: Path
-    arch: Arch
-    dtype: str
-    checkpoint: Checkpoint | GgufCheckpoint | DummyWeights
-    decoder: Decoder
-    stored: Format | None
-    roundings: Mapping[str, Rounding]
-    precision: Precision
     limits: Limits
     cache: CacheShape
 
@@ -175,24 +145,8 @@ def _decide(config: EngineConfig) -> _Plan:
             f"--block-size {config.block_size} is no multiple of {_BLOCK_MULTIPLE}.",
             hint=f"Use {_BLOCK_MULTIPLE} or 32, or leave it out.",
         )
-    dummy = config.load_format == "dummy"
-    source = open_source(_folder(config), read_json, weights=not dummy)
-    arch = source.arch(config.hf_overrides)
-    if source.gguf is None:
-        arch = with_quantization(arch, source.folder, read_json)
-    dtype = _dtype(config, arch)
-    checkpoint = (
-        DummyWeights(dtype, config.seed)
-        if dummy
-        else source.checkpoint(config.load_format, config.quantization)
-    )
-    stored = None if source.gguf else quantize(arch, config.quantization)
-    decoder = shard(declare(arch, dtype))
-    if source.gguf is not None:
-        decoder = plain_norms(decoder)
-    rounded = roundings(decoder, config.quantization)
-    precision = _precision(config, dtype)
-    free_bytes = machine.free_memory_bytes() - _weight_bytes(decoder, checkpoint, dtype, rounded, stored)
+    known = outline(config, _folder(config), read_json)
+    free_bytes = machine.free_memory_bytes() - known.weight_bytes
     if free_bytes <= 0:
         raise OutOfMemory(
             f"The weights need {-free_bytes / 2**30:.1f} GiB more memory than the "
@@ -201,15 +155,15 @@ def _decide(config: EngineConfig) -> _Plan:
         )
     asked_bytes = config.kv_cache_memory_bytes
     budget = CacheBudget(
-        decoder.attention_specs(),
+        known.decoder.attention_specs(),
         config.block_size,
-        precision.cache,
+        known.precision.cache,
         free_bytes,
         None if asked_bytes is None else clamp_kv_cache_space(asked_bytes, free_bytes),
         config.memory_share,
         config.num_blocks_override,
     )
-    max_model_len = _max_model_len(config, arch, budget)
+    max_model_len = _max_model_len(config, known.arch, budget)
     tokens = max(min(config.max_num_batched_tokens or _STEP_TOKENS, 1 << 16), config.max_num_seqs)
     limits = Limits(
         tokens=tokens,
@@ -219,7 +173,7 @@ def _decide(config: EngineConfig) -> _Plan:
         max_model_len=max_model_len,
     )
     cache = CacheShape.fit(budget, max_model_len=max_model_len, max_num_seqs=config.max_num_seqs)
-    return _Plan(source.folder, arch, dtype, checkpoint, decoder, stored, rounded, precision, limits, cache)
+    return _Plan(**vars(known), limits=limits, cache=cache)
 
 
 def _folder(config: EngineConfig) -> Path:
@@ -233,61 +187,6 @@ def _folder(config: EngineConfig) -> Path:
         allow_patterns=TEXT_FILES if config.load_format == "dummy" else None,
         quiet=config.quiet,
     )
-
-
-def _dtype(config: EngineConfig, arch: Arch) -> str:
-    """The dtype to run in. auto: the checkpoint's own, and bfloat16 for float32 ones, as in vLLM on a CPU."""
-    if config.dtype == "auto":
-        return "float16" if arch.dtype == "float16" else "bfloat16"
-    if config.dtype not in _DTYPES:
-        raise ConfigError(f"No dtype {config.dtype!r}.", hint=f"Choose one of: auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[config.dtype]
-
-
-def _precision(config: EngineConfig, dtype: str) -> Precision:
-    quantized = _SEEN.get(config.activation_dtype)
-    if quantized is None:
-        raise ConfigError(
-            f"No activation dtype {config.activation_dtype!r}.", hint=f"Choose one of: {', '.join(_SEEN)}."
-        )
-    precision = replace(_PRECISIONS[dtype], quantized=quantized)
-    if config.kv_cache_dtype == "auto":
-        return precision
-    if config.kv_cache_dtype not in _KV_DTYPES:
-        raise ConfigError(
-            f"No KV cache dtype {config.kv_cache_dtype!r}.",
-            hint=f"Choose auto or one of: {', '.join(_KV_DTYPES)}.",
-        )
-    return replace(precision, cache=_KV_DTYPES[config.kv_cache_dtype])
-
-
-def _weight_bytes(
-    decoder: Decoder,
-    checkpoint: Checkpoint | GgufCheckpoint | DummyWeights,
-    dtype: str,
-    rounded: Mapping[str, Rounding],
-    stored: Format | None = None,
-) -> int:
-    """What the packed weights will take; float32 checkpoints shrink when they are rounded, and codes of few
-    bits may stand wider than in their file.
-    """
-    width = 4 if dtype == "float32" else 2
-    dense = sum(
-        rounded[name].nbytes(param) if name in rounded else width * _product(param.shape)
-        for name, param in decoder.named_params()
-    )
-    if isinstance(checkpoint, DummyWeights) or rounded:
-        return dense
-    if isinstance(checkpoint, GgufCheckpoint):
-        return min(dense, checkpoint.packed_bytes())
-    return min(dense, int(checkpoint.nbytes * (stored.growth if stored else 1)))
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def context_limit(arch: Arch) -> int:
@@ -398,8 +297,7 @@ def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
     }
     root = Path(environment.cache_root).expanduser() if environment.cache_root else _default_cache()
     cache = PackedCache(root / "packed", environment.cache_bytes)
-    weight_bytes = _weight_bytes(plan.decoder, plan.checkpoint, plan.dtype, plan.roundings, plan.stored)
-    return cache.file(fingerprint(files, facts), weight_bytes)
+    return cache.file(fingerprint(files, facts), plan.weight_bytes)
 
 
 def _default_cache() -> Path:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 
 from octavo.cli.convert_flags import CONVERT
+from octavo.cli.inspect_flags import INSPECT
 from octavo.cli.talk_flags import TALK
 from octavo.config.flag_table import GROUPS, LATER_GROUPS, Flag
 from octavo.config.flag_values import METAVAR
@@ -23,6 +24,7 @@ _USAGE = {
     "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
     "convert": "octavo convert SRC DST [--to gguf] [--outtype TYPE]",
+    "inspect": "octavo inspect MODEL [--json] [--max-model-len N] [--quantization NAME] [--flag value ...]",
     "collect-env": "octavo collect-env",
 }
 
@@ -44,6 +46,9 @@ def command_help(command: str, topic: str, summary: str) -> str:
     head = f"Usage: {_USAGE[command]}\n\n{summary}\n"
     if command in ("bench", "collect-env"):
         return head
+    if command == "inspect":
+        section = _section(command, "this command", INSPECT)
+        return f"{head}\n{section}\n\nAlso the engine's flags of octavo serve."
     if command == "convert":
         return f"{head}\n{_section(command, 'this command', CONVERT)}"
     extra = TALK if command in ("chat", "complete") else ()

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
     "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
     "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file."),
+    "inspect": ("octavo.cli.inspect", "Say what a model is, what it needs and whether it runs here."),
     "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
 }
 """Subcommand to (module with ``main(command, words) -> int``, one line of help)."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from octavo.errors import CheckpointError
 from octavo.log import logger
 from octavo.ops.layouts import Dense
+from octavo.weights.mapped import Described
 from octavo.weights.pickled import PickledFile
 from octavo.weights.safetensors import SafetensorsFile
 
@@ -38,6 +39,9 @@ class Checkpoint(Protocol):
     def get(self, name: str) -> Dense:
         """One tensor; KeyError when there is none of that name."""
 
+    def described(self, name: str) -> Described:
+        """A tensor's dtype and shape, from the header; KeyError when there is none of that name."""
+
     def file_of(self, name: str) -> Path:
         """The file that holds the tensor; KeyError when there is none of that name."""
 
@@ -55,6 +59,8 @@ class TensorFile(Protocol):
     def entries(self) -> Mapping[str, Any]: ...
 
     def get(self, name: str) -> Dense: ...
+
+    def described(self, name: str) -> Described: ...
 
     def release(self, name: str) -> None: ...
 
@@ -91,6 +97,9 @@ class FileCheckpoint:
 
     def get(self, name: str) -> Dense:
         return self._where[name].get(name)
+
+    def described(self, name: str) -> Described:
+        return self._where[name].described(name)
 
     def file_of(self, name: str) -> Path:
         return self._where[name].path

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +62,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = MappedFile(path)
-        cursor = _Cursor(self._file)
-        cursor.magic()
-        tensors = cursor.count("tensors", _MAX_TENSORS)
-        pairs = cursor.count("metadata pairs", _MAX_PAIRS)
-        self.metadata = _pairs(cursor, pairs)
-        table = [_row(cursor) for _ in range(tensors)]
-        data = _padded(cursor.at, _alignment(path, self.metadata))
+        self.metadata, table, data = _header(_Cursor(self._file))
         self.entries = _entries(path, table, data, self._file.nbytes)
         self.nbytes = sum(entry.nbytes for entry in self.entries.values())
 
@@ -175,10 +169,43 @@ def shards(path: Path) -> list[Path]:
     ]
 
 
+class Truncated(CheckpointError):
+    """The header goes on behind the end of the file."""
+
+
+class _Bytes(Protocol):
+    """Where a header stands."""
+
+    path: Path
+    nbytes: int
+
+    def read(self, offset: int, nbytes: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first bytes of a file that is somewhere else."""
+
+    path: Path
+    content: bytes
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        return self.content[offset : offset + nbytes]
+
+
+def header_bytes(file: Beginning) -> int:
+    """Bytes before the first tensor. Raises Truncated when the beginning is too short to know."""
+    return _header(_Cursor(file))[2]
+
+
 class _Cursor:
     """A place in the header, moved by what is read."""
 
-    def __init__(self, file: MappedFile) -> None:
+    def __init__(self, file: _Bytes | Beginning) -> None:
         self.file = file
         self.at = 0
 
@@ -187,7 +214,7 @@ class _Cursor:
 
     def take(self, nbytes: int) -> bytes:
         if self.at + nbytes > self.file.nbytes:
-            raise CheckpointError(
+            raise Truncated(
                 f"{self.file.path} is truncated inside its header: expected {nbytes} bytes at {self.at}, "
                 f"found {self.file.nbytes - self.at}.",
                 hint="Download it again.",
@@ -247,6 +274,19 @@ class _Cursor:
         return found.astype(bool) if kind == _BOOL else found
 
 
+_Row = tuple[str, tuple[int, ...], int, int]
+
+
+def _header(cursor: _Cursor) -> tuple[Metadata, list[_Row], int]:
+    """(metadata, tensor table, where the tensors begin)."""
+    cursor.magic()
+    tensors = cursor.count("tensors", _MAX_TENSORS)
+    pairs = cursor.count("metadata pairs", _MAX_PAIRS)
+    metadata = _pairs(cursor, pairs)
+    table = [_row(cursor) for _ in range(tensors)]
+    return metadata, table, _padded(cursor.at, _alignment(cursor.file.path, metadata))
+
+
 def _pairs(cursor: _Cursor, count: int) -> Metadata:
     found: Metadata = {}
     for _ in range(count):
@@ -257,7 +297,7 @@ def _pairs(cursor: _Cursor, count: int) -> Metadata:
     return found
 
 
-def _row(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+def _row(cursor: _Cursor) -> _Row:
     """(name, shape with the row last, type, offset in the data) of the tensor table."""
     name = cursor.text(_MAX_KEY_BYTES)
     axes = cursor.u32()
@@ -278,9 +318,7 @@ def _padded(at: int, alignment: int) -> int:
     return -(-at // alignment) * alignment
 
 
-def _entries(
-    path: Path, table: list[tuple[str, tuple[int, ...], int, int]], data: int, file_bytes: int
-) -> dict[str, Entry]:
+def _entries(path: Path, table: list[_Row], data: int, file_bytes: int) -> dict[str, Entry]:
     """The checked tensors: known types, whole blocks, inside the file, no two on the same bytes."""
     found: dict[str, Entry] = {}
     for name, shape, number, offset in table:

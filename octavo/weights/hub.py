@@ -29,8 +29,8 @@ _IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
 """Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
-_GGUF_NAME = re.compile(r"([^:]+/[^:]+):([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
-_SHARD = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
+GGUF_NAME = re.compile(r"([^:]+/[^:]+):([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
+SHARD = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
 
@@ -55,13 +55,13 @@ def resolve_model(
     local = _local(name)
     if local is not None:
         return local
-    named = _GGUF_NAME.fullmatch(name)
+    named = GGUF_NAME.fullmatch(name)
     name, file = named.groups() if named else (name, "")
-    _check_id(name, revision)
+    check_id(name, revision)
     if use_modelscope is None:
         use_modelscope = read_environment().use_modelscope
     fetch = _fetch_modelscope if use_modelscope else _fetch_huggingface
-    with _one_sentence(name, "ModelScope" if use_modelscope else "Hugging Face", revision):
+    with one_sentence(name, "ModelScope" if use_modelscope else "Hugging Face", revision):
         if file:
             return _fetch_gguf(
                 file, lambda patterns: fetch(name, patterns, revision, download_dir, hf_token, quiet)
@@ -77,7 +77,7 @@ def resolve_model(
 def _fetch_gguf(file: str, fetch: Callable[[tuple[str, ...]], Path]) -> Path:
     """One GGUF file of a repository by its name, or by what stands in it before `.gguf`."""
     if file.endswith(".gguf"):
-        shard = _SHARD.search(file)
+        shard = SHARD.search(file)
         folder = fetch((f"{file[: shard.start()]}-*-of-{shard['count']}.gguf" if shard else file,))
         if not (folder / file).is_file():
             raise CheckpointError(f"There is no file {file} in the repository.")
@@ -86,7 +86,7 @@ def _fetch_gguf(file: str, fetch: Callable[[tuple[str, ...]], Path]) -> Path:
     found = sorted(path for path in folder.glob("*.gguf") if file.lower() in path.name.lower())
     if not found:
         raise CheckpointError(f"There is no GGUF file with {file} in its name in the repository.")
-    first = [path for path in found if not _SHARD.search(path.name) or "-00001-of-" in path.name]
+    first = [path for path in found if not SHARD.search(path.name) or "-00001-of-" in path.name]
     if len(first) != 1:
         names = ", ".join(path.name for path in found[:5])
         raise CheckpointError(f"{file} may be {names}.", hint="Give the whole name: repo:file.gguf.")
@@ -102,7 +102,7 @@ def _local(name: str) -> Path | None:
         return None
 
 
-def _check_id(name: str, revision: str | None) -> None:
+def check_id(name: str, revision: str | None) -> None:
     """Names become paths in a cache: nothing but the hubs' own alphabet gets there."""
     if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
         raise ConfigError(
@@ -113,7 +113,7 @@ def _check_id(name: str, revision: str | None) -> None:
         raise ConfigError(f"{revision[:200]!r} is not a revision.", hint="Give a branch, a tag or a commit.")
 
 
-def _offline() -> bool:
+def offline() -> bool:
     words = (os.environ.get("HF_HUB_OFFLINE", ""), os.environ.get("TRANSFORMERS_OFFLINE", ""))
     return any(word.lower() in ("1", "true", "yes", "on") for word in words)
 
@@ -139,7 +139,7 @@ def _fetch_huggingface(
             cache_dir=None if download_dir is None else Path(download_dir).expanduser(),
             token=token,
             endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
-            local_files_only=_offline(),
+            local_files_only=offline(),
             allow_patterns=list(patterns),
             ignore_patterns=list(_IGNORED),
         )
@@ -158,7 +158,7 @@ def _fetch_modelscope(
     quiet: bool,
 ) -> Path:
     cached = find_modelscope_cache(name, download_dir)
-    if _offline() and cached:
+    if offline() and cached:
         return cached
     try:
         from modelscope_hub import HubApi
@@ -179,7 +179,7 @@ def _fetch_modelscope(
         cache_dir=None if download_dir is None else Path(download_dir).expanduser(),
         allow_patterns=list(patterns),
         ignore_patterns=list(_IGNORED),
-        local_files_only=_offline(),
+        local_files_only=offline(),
         **({"progress_callbacks": []} if quiet else {}),
     )
     return Path(folder)
@@ -197,7 +197,7 @@ def find_modelscope_cache(name: str, download_dir: str | None = None) -> Path | 
 
 
 @contextmanager
-def _one_sentence(name: str, hub: str, revision: str | None) -> Iterator[None]:
+def one_sentence(name: str, hub: str, revision: str | None) -> Iterator[None]:
     """Turn whatever the hub libraries raise into a CheckpointError with the cause and the fix."""
     try:
         yield
@@ -231,7 +231,7 @@ def _explain(error: Exception, name: str, hub: str) -> tuple[str, str]:
         return f"{name} was not found on {hub}.", "Check --revision."
     if kinds & {"RepositoryNotFoundError", "NotExistError"} or status == 404:
         return f"{name} was not found on {hub}, nor is there a folder of that name.", "Check the spelling."
-    if _offline():
+    if offline():
         return (
             f"{name} is not in the cache, and HF_HUB_OFFLINE forbids a download.",
             "Unset HF_HUB_OFFLINE once to download it, or give a local folder.",

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from octavo.errors import CheckpointError
 
+Described = tuple[str, tuple[int, ...]]
+"""(dtype, shape) of a tensor."""
+
 _LFS_PREFIX = b"version https://git-lfs"
 _WEB_PREFIXES = (b"<!doctype", b"<html")
 

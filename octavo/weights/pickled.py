@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from octavo.errors import CheckpointError
 from octavo.ops.layouts import Dense
 from octavo.weights import opcodes
-from octavo.weights.mapped import MappedFile
+from octavo.weights.mapped import Described, MappedFile
 
 _MAGIC_LEGACY = 0x1950A86A20F9469CFC6C
 _STREAM_LIMIT_BYTES = 64 << 20
@@ -89,6 +89,11 @@ class PickledFile:
         strides = tuple(step * dtype.itemsize for step in view.strides)
         data: NDArray[Any] = np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
         return Dense(data, view.storage.kind.dtype)
+
+    def described(self, name: str) -> Described:
+        """The tensor's dtype and shape."""
+        view = self.entries[name]
+        return view.storage.kind.dtype, view.shape
 
     def release(self, name: str) -> None:
         """Give the pages of the tensor's storage back (tensors that share it read it again)."""

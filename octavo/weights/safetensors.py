@@ -17,7 +17,7 @@ import numpy as np
 
 from octavo.errors import CheckpointError
 from octavo.ops.layouts import Dense
-from octavo.weights.mapped import MappedFile
+from octavo.weights.mapped import Described, MappedFile
 
 _HEADER_LIMIT_BYTES = 100_000_000
 """The limit that the safetensors library itself sets."""
@@ -75,6 +75,11 @@ class SafetensorsFile:
         self._file.prefetch(entry.begin, entry.nbytes)
         data = self._file.array(entry.begin, entry.nbytes, entry.numpy)
         return Dense(data.reshape(entry.shape), entry.dtype)
+
+    def described(self, name: str) -> Described:
+        """The tensor's dtype and shape."""
+        entry = self.entries[name]
+        return entry.dtype, entry.shape
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back."""

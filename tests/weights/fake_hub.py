@@ -20,6 +20,8 @@ class FakeHub:
         self.gate: int | None = None
         self.token: str | None = None
         self.asked: list[str] = []
+        self.sent_bytes = 0
+        self.ranges = True
         self.tokens: set[str | None] = set()
         hub = self
 
@@ -56,6 +58,7 @@ class FakeHub:
             request.send_header(name, value)
         request.end_headers()
         if body:
+            self.sent_bytes += len(content)
             request.wfile.write(content)
 
     def _reply(
@@ -68,7 +71,17 @@ class FakeHub:
             return 401, {"X-Error-Code": "GatedRepo"}, b"{}"
         if path.startswith("/api/v1/models/"):
             return self._modelscope(path, query)
-        return self._huggingface(path)
+        return self._ranged(*self._huggingface(path), headers.get("Range"))
+
+    def _ranged(
+        self, status: int, headers: dict[str, str], content: bytes, wanted: str | None
+    ) -> tuple[int, dict[str, str], bytes]:
+        if status != 200 or wanted is None or not self.ranges:
+            return status, headers, content
+        first, last = (int(word) for word in wanted.removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        span = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+        return 206, {**headers, "Content-Range": span}, part
 
     def _huggingface(self, path: str) -> tuple[int, dict[str, str], bytes]:
         api = f"/api/models/{self.name}"

@@ -1,0 +1,92 @@
+"""``octavo inspect``: what a model is and needs, from its headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from octavo.cli.common import read_words, wants_help
+from octavo.cli.inspect_flags import INSPECT
+
+if TYPE_CHECKING:
+    from octavo.inspection import Memory, Report
+
+
+def main(command: str, words: Sequence[str]) -> int:
+    """Print the report; 0 also for a model that does not run here: the report says why."""
+    if (page := wants_help(command, words)) is not None:
+        print(page)
+        return 0
+    settings = read_words(words, INSPECT)
+    from octavo import log
+
+    log.setup()
+    from octavo.config.engine import EngineConfig
+    from octavo.inspection import inspect
+
+    report = inspect(EngineConfig(**settings.engine))
+    if settings.cli.get("json"):
+        print(json.dumps(report.plain(), indent=2))
+    else:
+        print("\n".join(_lines(report)))
+    return 0
+
+
+def _lines(report: Report) -> Iterator[str]:
+    family = f"octavo/models/{report.family}.py" if report.family else "not supported"
+    yield f"{report.model}: {report.architecture} ({family})"
+    if report.shape:
+        yield _row("shape", ", ".join(f"{key.replace('_', ' ')} {n:,}" for key, n in report.shape.items()))
+    active = report.active_parameters
+    used = f", {_count(active)} of them for each token" if 0 < active < report.parameters else ""
+    yield _row("parameters", _count(report.parameters) + used)
+    names = list(report.files)
+    shown = names[0] if len(names) == 1 else f"{len(names)} files"
+    if names:
+        yield _row("files", f"{shown}, {size(sum(report.files.values()))} ({report.storage})")
+    stored = report.quantization or report.dtype or "not said"
+    yield _row("stored as", stored + (f", runs in {report.runs_in}" if report.runs_in else ""))
+    for group in report.groups:
+        bits = group.bits_per_weight
+        said = f"{bits:.2f} bits a weight" if bits is not None else "bits unknown"
+        yield f"  {group.role:<14}{group.format}: {group.tensors} tensors, {size(group.bytes)}, {said}"
+    yield _row("tokenizer", report.tokenizer or "none")
+    yield _row("chat template", report.chat_template or "none")
+    if report.memory:
+        yield from _memory(report.memory, report.context_limit)
+    yield _row("runs here", "yes" if report.runs else f"no. {report.why_not}")
+
+
+def _memory(memory: Memory, limit: int) -> Iterator[str]:
+    yield _row(
+        "memory",
+        f"{size(memory.total)}: weights {size(memory.weights)}, KV cache {size(memory.kv)} for "
+        f"{memory.context:,} tokens ({size(memory.kv_per_token)} a token), process about "
+        f"{size(memory.process)}; {size(memory.free)} are free",
+    )
+    yield _row(
+        "context",
+        f"the model's {limit:,} tokens; {memory.largest_context:,} fit in memory, "
+        f"{memory.default_context:,} are taken by default",
+    )
+
+
+def _row(key: str, text: str) -> str:
+    return f"{key:<16}{text}"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return f"{number:,}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} bytes" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} GiB"

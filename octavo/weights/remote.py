@@ -1,0 +1,197 @@
+"""The headers of a model on Hugging Face, without its weights: HTTP ranges of the files' beginnings.
+
+They are put into a stand-in of the model: a folder with its text files, and weight files of full size that
+hold their headers and are otherwise holes, which take no room. Whatever reads headers reads it as any folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from octavo.config.environment import read_environment
+from octavo.errors import CheckpointError, ConfigError
+from octavo.weights.gguf import Beginning, GgufFile, Truncated, header_bytes, shards
+from octavo.weights.hub import GGUF_NAME, TEXT_FILES, check_id, one_sentence, resolve_model
+
+_FIRST_BYTES = 1 << 18
+"""Asked for at first: as much as most safetensors headers have."""
+_MOST_BYTES = 1 << 28
+_TIMEOUT_S = 30
+_CONNECTIONS = 8
+_SMALL_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors of a GGUF file that are read with its hyper-parameters."""
+
+
+def stand_in(
+    name: str,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    hf_token: str | None = None,
+) -> Path:
+    """A stand-in in the empty `folder` for a hub id, `repo:file.gguf` or `repo:Q4_K_M`; its path.
+
+    Raises CheckpointError with the cause and the fix, ConfigError for a name that is no hub id.
+    """
+    named = GGUF_NAME.fullmatch(name)
+    repo, wanted = named.groups() if named else (name, "")
+    check_id(repo, revision)
+    if read_environment().use_modelscope:
+        raise ConfigError(
+            "Headers are read remotely from Hugging Face only, and OCTAVO_USE_MODELSCOPE is set.",
+            hint="Download the model, then inspect its folder.",
+        )
+    with one_sentence(repo, "Hugging Face", revision):
+        hub = _Repository.open(repo, revision, hf_token)
+        files = _gguf_files(repo, hub.sizes, wanted) if wanted else _weight_files(repo, hub.sizes)
+        if not wanted:
+            text = resolve_model(
+                repo,
+                revision=revision,
+                download_dir=download_dir,
+                hf_token=hf_token,
+                allow_patterns=TEXT_FILES,
+                quiet=True,
+            )
+            for path in text.iterdir():
+                if path.is_file():
+                    (folder / path.name).symlink_to(path.resolve())
+        with ThreadPoolExecutor(_CONNECTIONS, "octavo-headers") as pool:
+            list(pool.map(lambda file: hub.header(file, folder), files))
+    return folder / files[0] if wanted else folder
+
+
+def _weight_files(repo: str, names: Iterable[str]) -> list[str]:
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    found = [name for name in found if not name.startswith("consolidated")]
+    if found:
+        return sorted(found)
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if ggufs:
+        raise CheckpointError(
+            f"{repo} holds {len(ggufs)} GGUF files.", hint=f"Name one: {repo}:{ggufs[0]}, for example."
+        )
+    if any(fnmatch(name, "*.bin") or fnmatch(name, "*.pt") for name in names):
+        raise CheckpointError(
+            f"{repo} holds PyTorch archives, whose headers stand all over the file.",
+            hint="Download it, then inspect its folder.",
+        )
+    raise CheckpointError(f"{repo} holds no weights: neither safetensors nor GGUF.")
+
+
+def _gguf_files(repo: str, names: Iterable[str], wanted: str) -> list[str]:
+    """A file by its name, or by what stands in it; with all its shards, the first first."""
+    ggufs = sorted(name for name in names if name.endswith(".gguf") and "/" not in name)
+    found = [name for name in ggufs if name == wanted or not wanted.endswith(".gguf")]
+    found = [name for name in found if wanted.lower() in name.lower()]
+    first = list(dict.fromkeys(shards(Path(name))[0].name for name in found))
+    if len(first) != 1:
+        there = ", ".join((first or ggufs)[:5]) or "none"
+        said = "may be several files" if first else "is no GGUF file of the repository"
+        raise CheckpointError(f"{wanted} {said} ({repo} holds {there}).", hint="Give the whole name.")
+    return [path.name for path in shards(Path(first[0]))]
+
+
+@dataclass(frozen=True)
+class _Repository:
+    """One revision of a repository."""
+
+    name: str
+    revision: str
+    endpoint: str | None
+    headers: dict[str, str]
+    sizes: dict[str, int]
+
+    @classmethod
+    def open(cls, name: str, revision: str | None, token: str | None) -> _Repository:
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import build_hf_headers
+
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+        api = HfApi(endpoint=endpoint, token=token)
+        commit = api.model_info(name, revision=revision, timeout=_TIMEOUT_S).sha or revision or "main"
+        entries = api.list_repo_tree(name, revision=commit)
+        sizes = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
+        return cls(name, commit, endpoint, dict(build_hf_headers(token=token)), sizes)
+
+    def header(self, file: str, folder: Path) -> None:
+        """The stand-in of one file."""
+        if file not in self.sizes:
+            raise CheckpointError(f"{self.name} lacks {file}.", hint="Is the repository complete?")
+        size = self.sizes[file]
+        target = folder / file
+        content = self.read(file, 0, min(_FIRST_BYTES, size))
+        needed = _needed(target, content, size)
+        while needed > len(content):
+            content += self.read(file, len(content), needed - len(content))
+            needed = _needed(target, content, size)
+        with target.open("wb") as out:
+            out.write(content[:size])
+            out.truncate(size)
+        if file.endswith(".gguf"):
+            self._small_tensors(file, target)
+
+    def _small_tensors(self, file: str, target: Path) -> None:
+        entries = GgufFile(target).entries
+        with target.open("r+b") as out:
+            for name in _SMALL_TENSORS:
+                if name in entries:
+                    out.seek(entries[name].begin)
+                    out.write(self.read(file, entries[name].begin, entries[name].nbytes))
+
+    def read(self, file: str, begin: int, nbytes: int) -> bytes:
+        """Bytes `begin` .. `begin + nbytes - 1` of a file."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import get_session
+
+        url = hf_hub_url(self.name, file, revision=self.revision, endpoint=self.endpoint)
+        asked = {
+            **self.headers,
+            "Range": f"bytes={begin}-{begin + nbytes - 1}",
+            "Accept-Encoding": "identity",
+        }
+        session: Any = get_session()
+        # The library's session is one of httpx or, in older versions, of requests (whose stream is a flag).
+        if callable(getattr(session, "stream", None)):
+            answer = session.stream("GET", url, headers=asked, timeout=_TIMEOUT_S)
+        else:
+            answer = session.get(url, headers=asked, timeout=_TIMEOUT_S, stream=True)
+        with answer as response:
+            response.raise_for_status()
+            if begin and response.status_code != 206:
+                raise CheckpointError(f"The server of {self.name} gives whole files only, no ranges.")
+            pieces = (
+                response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16)
+            )
+            content = bytearray()
+            for piece in pieces:
+                content += piece
+                if len(content) >= nbytes:
+                    break
+        if len(content) < nbytes:
+            raise CheckpointError(
+                f"{file} of {self.name} gave {len(content)} bytes from {begin} on, expected {nbytes}."
+            )
+        return bytes(content[:nbytes])
+
+
+def _needed(path: Path, content: bytes, size: int) -> int:
+    """How many of a file's first bytes hold its header, or may."""
+    if path.suffix == ".gguf":
+        try:
+            return min(header_bytes(Beginning(path, content)), size)
+        except Truncated:
+            needed = len(content) * 4
+    else:
+        needed = 8 + int.from_bytes(content[:8], "little")
+    if len(content) >= size or needed > _MOST_BYTES:
+        # Broken: the reader will say how.
+        return len(content)
+    return min(needed, size)
