@@ -260,7 +260,8 @@ std::vector<std::pair<std::string, double>> Plan::profile() const {
 void Plan::execute(const Node& n) {
   switch (n.kind) {
     case OpKind::embedding:
-      return embedding(n);
+      embedding(n);
+      return adapted(n) ? adapt(n) : void();
     case OpKind::linear:
       linear(n);
       return adapted(n) ? adapt(n) : void();

@@ -127,7 +127,7 @@ struct Node {
   int64_t cache = -1;
   std::vector<float> slopes;
   std::shared_ptr<RopeSpec> rope;
-  int site = -1;  // a linear's number among those that adapters may change
+  int site = -1;  // a linear's or embedding's number among those that adapters may change
   Ref adapted;    // and what they add to: of a matrix in pieces its last one has the whole output
 };
 
@@ -242,7 +242,7 @@ class Plan {
   bool adapted(const Node& node) const;
   void adapt(const Node& node);
   LinearArgs adapter_args(const View& x, const int32_t* rows, int64_t n, const Weight& w);
-  void adapt_rows(const AdapterSite& site, const View& x, const View& y, const int32_t* rows, int64_t n);
+  void adapt_rows(const Node& node, const AdapterSite& site, const int32_t* rows, int64_t n);
   template <class F>
   void over_rows(int64_t rows, int64_t cost, F f);
 

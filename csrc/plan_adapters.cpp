@@ -1,4 +1,5 @@
 // Low-rank adapters beside linears (Hu et al. 2022): y += scale * B (A x), for the rows of the sequences that ask.
+// Beside an embedding A x is a row of A, which then stands as [ids, rank].
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -23,7 +24,8 @@ void need(Memory& memory, int64_t floats) {
 }  // namespace
 
 int Plan::adapt_last(Ref out) {
-  if (nodes_.empty() || nodes_.back().kind != OpKind::linear) fail("only a linear can be adapted");
+  if (nodes_.empty() || (nodes_.back().kind != OpKind::linear && nodes_.back().kind != OpKind::embedding))
+    fail("only a linear or an embedding can be adapted");
   Node& n = nodes_.back();
   if (n.out.slot != out.slot || out.col < 0 || out.col + out.width > slots_[static_cast<size_t>(out.slot)].width)
     fail("a view outside its slot");
@@ -44,10 +46,13 @@ void Plan::set_adapter(int slot, int site, AdapterSite weights) {
   const auto matrix = [](const std::shared_ptr<Weight>& w) {
     return w && !w->is_vector() && w->packed().format == Format::dense;
   };
-  if (!matrix(weights.a) || weights.a->cols() != n.in[0].width) fail("A does not fit the matrix");
+  const bool table = n.kind == OpKind::embedding;
+  if (!matrix(weights.a) || (table ? weights.a->rows() != n.weight->rows() : weights.a->cols() != n.in[0].width))
+    fail("A does not fit the matrix");
+  const int64_t ranks = table ? weights.a->cols() : weights.a->rows();
   int64_t widest = weights.a->cols();
   for (const AdapterPart& p : weights.parts) {
-    if (!matrix(p.b) || p.offset < 0 || p.offset + p.b->cols() > weights.a->rows()) fail("B does not fit A");
+    if (!matrix(p.b) || p.offset < 0 || p.offset + p.b->cols() > ranks) fail("B does not fit A");
     if (p.first < 0 || p.first + p.b->rows() > n.adapted.width) fail("B does not fit the matrix");
     widest = std::max(widest, p.b->cols());
   }
@@ -55,7 +60,7 @@ void Plan::set_adapter(int slot, int site, AdapterSite weights) {
   auto& own = adapters_[static_cast<size_t>(slot)];
   own.resize(static_cast<size_t>(sites_));
   need(adapter_in_, kAdapterRows * (widest + 2));
-  need(adapter_mid_, kAdapterRows * weights.a->rows());
+  need(adapter_mid_, kAdapterRows * ranks);
   need(adapter_out_, kAdapterRows * kAdapterTiles * kTile * pool_->size());
   own[static_cast<size_t>(site)] = std::move(weights);
 }
@@ -91,7 +96,6 @@ bool Plan::adapted(const Node& n) const {
 }
 
 void Plan::adapt(const Node& n) {
-  const View x = view(n.in[0]), y = view(n.adapted);
   const bool logits = slots_[static_cast<size_t>(n.adapted.slot)].logit_rows;
   for (const AdapterRows& group : adapter_rows_) {
     const AdapterSite* site = adapter_at(group, n);
@@ -99,7 +103,7 @@ void Plan::adapt(const Node& n) {
     const std::vector<int32_t>& rows = logits ? group.logits : group.tokens;
     const auto count = static_cast<int64_t>(rows.size());
     for (int64_t first = 0; first < count; first += kAdapterRows)
-      adapt_rows(*site, x, y, rows.data() + first, std::min(kAdapterRows, count - first));
+      adapt_rows(n, *site, rows.data() + first, std::min(kAdapterRows, count - first));
   }
 }
 
@@ -126,7 +130,8 @@ LinearArgs Plan::adapter_args(const View& x, const int32_t* rows, int64_t n, con
   return args;
 }
 
-void Plan::adapt_rows(const AdapterSite& site, const View& x, const View& y, const int32_t* rows, int64_t n) {
+void Plan::adapt_rows(const Node& node, const AdapterSite& site, const int32_t* rows, int64_t n) {
+  const View y = view(node.adapted);
   const auto over_tiles = [&](const PackedMatrix& w, int64_t step, auto f) {
     const int64_t tasks = (w.tiles() + step - 1) / step;
     if (w.tiles() * static_cast<int64_t>(w.tile_bytes()) * n >= 4 * kInline)
@@ -135,10 +140,17 @@ void Plan::adapt_rows(const AdapterSite& site, const View& x, const View& y, con
       });
     for (int64_t task = 0; task < tasks; ++task) f(task * step, std::min<int64_t>(w.tiles(), (task + 1) * step), 0);
   };
-  LinearArgs down = adapter_args(x, rows, n, *site.a);
-  const View low{adapter_mid_.as<float>(), site.a->rows(), site.a->rows()};
-  down.out = low;
-  over_tiles(down.weight, 1, [&](int64_t begin, int64_t end, int) { kernels_->linear(down, begin, end); });
+  const bool table = node.kind == OpKind::embedding;
+  const int64_t ranks = table ? site.a->cols() : site.a->rows();
+  const View low{adapter_mid_.as<float>(), ranks, ranks};
+  if (table) {
+    const int32_t* ids = node.i == 0 ? batch_.token_ids : batch_.positions;
+    for (int64_t r = 0; r < n; ++r) kernels_->matrix_row(site.a->packed(), ids[rows[r]] + node.j, low.row(r));
+  } else {
+    LinearArgs down = adapter_args(view(node.in[0]), rows, n, *site.a);
+    down.out = low;
+    over_tiles(down.weight, 1, [&](int64_t begin, int64_t end, int) { kernels_->linear(down, begin, end); });
+  }
   for (const AdapterPart& part : site.parts) {
     const View mid{low.data + part.offset, low.stride, part.b->cols()};
     for (int64_t r = 0; r < n; ++r) kernels_->scale(mid.row(r), part.scale, mid.row(r), mid.width);

@@ -46,7 +46,7 @@ class AdapterConfig:
     ranks: tuple[tuple[re.Pattern[str], int], ...]
     alphas: tuple[tuple[re.Pattern[str], float], ...]
     targets: frozenset[str] | re.Pattern[str] | None
-    """None: every linear module."""
+    """None: every module."""
     excluded: frozenset[str] | re.Pattern[str]
     layers: frozenset[int]
     """Only these; empty: all."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,9 @@ log = logger(__name__)
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _DOWNLOAD = (peft.FILE, *_WEIGHTS)
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")
+_EMBEDDING = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_embedding_(?P<side>[AB])(?:\.[^.]+)?")
+_COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.base_layer)?\.weight")
+"""PEFT saves the base's own embedding and output matrix beside adapters of these, changed or not."""
 _LISTED = 5
 
 
@@ -45,7 +48,8 @@ class _Place:
     param: Param
     first: int
     rows: int
-    logits: bool
+    logits: bool = False
+    table: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class AdapterLoader:
         return loaded.parts
 
     def _parts(self, said: AdapterConfig, checkpoint: Checkpoint, file: Path) -> tuple[AdapterParts, int]:
-        sides = _modules(checkpoint, file)
+        sides = _modules(checkpoint, file, self._is_copy)
         chosen = {module: tensors for module, tensors in sides.items() if said.selects(module)}
         if len(chosen) < len(sides):
             log.warning(
@@ -113,12 +117,21 @@ class AdapterLoader:
         found: dict[str, list[AdapterPart]] = {}
         for module, tensors in chosen.items():
             place = self._places[module]
+            if place.table != (tensors["kind"] == "embedding"):
+                raise AdapterError(
+                    f"{file} has tensors of {module} that are those of another kind of module."
+                )
             part = self._part(said, module, tensors, checkpoint, place)
             found.setdefault(place.param.name, []).append(part)
         if not found:
             raise AdapterError(f"{file} holds no LoRA weights for this model.")
-        rank = max(part.a.shape[0] for own in found.values() for part in own)
+        rank = max(part.b.shape[1] for own in found.values() for part in own)
         return {name: _one_dtype(own) for name, own in found.items()}, rank
+
+    def _is_copy(self, module: str, shape: tuple[int, ...]) -> bool:
+        """Whether a whole matrix in an adapter's file is one that the base has, too."""
+        place = self._places.get(module)
+        return place is not None and (place.table or place.logits) and shape == place.param.shape
 
     def _refuse_unknown(self, said: AdapterConfig, file: Path, modules: list[str]) -> None:
         unknown = sorted(module for module in modules if module not in self._places)
@@ -129,7 +142,7 @@ class AdapterLoader:
         raise AdapterError(
             f"{file} adapts {len(unknown)} modules (of {len(modules)}) that are no plain matrices of this "
             f"model: {', '.join(unknown[:_LISTED])}{more}.{made_for}",
-            hint="Does it belong to this base? Embeddings and experts are not adapted.",
+            hint="Does it belong to this base? Experts are not adapted.",
         )
 
     def _part(
@@ -142,12 +155,16 @@ class AdapterLoader:
     ) -> AdapterPart:
         for side in "AB":
             if side not in tensors:
-                other = next(iter(tensors.values()))
+                other = tensors["B" if side == "A" else "A"]
                 raise AdapterError(f"{checkpoint.file_of(other)} has {other}, but no lora_{side} beside it.")
         rank = said.rank_of(module)
-        a = self._tensor(checkpoint, tensors["A"], (rank, place.param.shape[1]), module)
-        b = self._tensor(checkpoint, tensors["B"], (place.rows, rank), module)
-        return AdapterPart(place.first, a, b, said.scale_of(module), place.logits)
+        rows, columns = place.param.shape
+        inner, out = (rows, columns) if place.table else (columns, place.rows)
+        a = self._tensor(checkpoint, tensors["A"], (rank, inner), module)
+        b = self._tensor(checkpoint, tensors["B"], (out, rank), module)
+        if place.table:
+            a = Dense(np.ascontiguousarray(a.data.T), a.dtype)
+        return AdapterPart(place.first, a, b, said.scale_of(module), place.logits, place.table)
 
     def _tensor(self, checkpoint: Checkpoint, name: str, shape: tuple[int, int], module: str) -> Dense:
         """One tensor, checked, in memory of its own."""
@@ -175,16 +192,24 @@ class AdapterLoader:
         return kept
 
 
-def _modules(checkpoint: Checkpoint, file: Path) -> dict[str, dict[str, str]]:
-    """Module path to {"A": tensor, "B": tensor}. Raises AdapterError for a tensor of another kind."""
+def _modules(
+    checkpoint: Checkpoint, file: Path, is_copy: Callable[[str, tuple[int, ...]], bool]
+) -> dict[str, dict[str, str]]:
+    """Module path to {"A": tensor, "B": tensor, "kind": linear or embedding}, copies of the base left out.
+
+    Raises AdapterError for a tensor of another kind.
+    """
     found: dict[str, dict[str, str]] = {}
     strange: list[str] = []
     for name in checkpoint.names():
-        match = _TENSOR.fullmatch(name) if len(name) < 1000 else None
+        linear = _TENSOR.fullmatch(name) if len(name) < 1000 else None
+        match = linear or (_EMBEDDING.fullmatch(name) if len(name) < 1000 else None)
         if match is None:
-            strange.append(name[:200])
+            copy = _COPY.fullmatch(name) if len(name) < 1000 else None
+            if copy is None or not is_copy(copy["module"], checkpoint.get(name).shape):
+                strange.append(name[:200])
             continue
-        sides = found.setdefault(match["module"], {})
+        sides = found.setdefault(match["module"], {"kind": "linear" if linear else "embedding"})
         if match["side"] in sides:
             raise AdapterError(f"{file} holds more than one adapter: {sides[match['side']]} and {name}.")
         sides[match["side"]] = name
@@ -193,7 +218,7 @@ def _modules(checkpoint: Checkpoint, file: Path) -> dict[str, dict[str, str]]:
         raise AdapterError(
             f"{file} holds {len(strange)} tensors that are no lora_A or lora_B of a linear module: "
             f"{', '.join(strange[:_LISTED])}{more}.",
-            hint="DoRA's magnitudes, biases, embeddings and whole modules are not applied.",
+            hint="DoRA's magnitudes, biases and whole modules are not applied.",
         )
     return found
 
@@ -209,6 +234,9 @@ def _places(model: Decoder) -> dict[str, _Place]:
     for module, place in _places_of(model, head_param, logits=True).items():
         if module.endswith(head):
             found[module] = place
+    for module in _places_of(model, model.embed.weight, logits=False):
+        if not module.endswith(head):
+            found[module] = _Place(model.embed.weight, 0, model.embed.weight.shape[0], table=True)
     return found
 
 
@@ -226,9 +254,7 @@ def _one_dtype(parts: list[AdapterPart]) -> tuple[AdapterPart, ...]:
     """The parts in the order of their columns; their `a` in the one dtype that holds them all."""
     parts = sorted(parts, key=lambda part: part.first)
     if len({part.a.dtype for part in parts}) > 1:
-        parts = [
-            AdapterPart(p.first, Dense(p.a.dequantize(), "float32"), p.b, p.scale, p.logits) for p in parts
-        ]
+        parts = [replace(part, a=Dense(part.a.dequantize(), "float32")) for part in parts]
     return tuple(parts)
 
 

@@ -30,10 +30,12 @@ class AdapterPart:
     scale: float
     logits: bool = False
     """The matrix makes logits: its rows are the step's logit rows, not its tokens."""
+    table: bool = False
+    """The matrix is read by rows (an embedding): `a` is [ids, rank], and its rows stand for A x."""
 
 
 AdapterParts = Mapping[str, tuple[AdapterPart, ...]]
-"""One adapter: the name of a matrix's Param to its parts, whose `a` have one dtype."""
+"""One adapter: the name of a matrix's Param to its parts; the `a` of one product have one dtype."""
 
 
 class Adaptable(Runnable, Protocol):
@@ -63,16 +65,18 @@ def add_adapters(
     batch: Batch,
     adapters: Mapping[int, AdapterParts],
     product: Callable[[Any, Dense], Any],
+    rows_of: Callable[[Any, Dense], Any] | None = None,
 ) -> Any:
     """y [n, out] with what the step's adapters add to the matrix `name` for its input x [n, in].
 
-    `product(x, matrix)` is the backend's x @ matrix.T, its input rounded as dense matrices see it. `y` is
-    changed where an adapter adds something.
+    `product(x, matrix)` is the backend's x @ matrix.T, its input rounded as dense matrices see it. For an
+    embedding x are ids [n], and `rows_of(ids, table)` float32 rows. `y` is changed where an adapter adds
+    something.
     """
     for logits in (False, True):
         for slot, rows in adapter_rows(batch, logits):
             for part in adapters.get(slot, {}).get(name, ()):
-                if part.logits == logits:
-                    low = product(x[rows], part.a) * np.float32(part.scale)
+                if part.logits == logits and part.table == (rows_of is not None):
+                    low = (rows_of or product)(x[rows], part.a) * np.float32(part.scale)
                     y[rows, part.first : part.first + part.b.shape[0]] += product(low, part.b)
     return y

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from octavo import _native
 from octavo.errors import ConfigError
-from octavo.ops.adapters import AdapterParts
+from octavo.ops.adapters import AdapterPart, AdapterParts
 from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
 from octavo.ops.layouts import (
     BLOCK,
@@ -203,16 +203,24 @@ class NativeRunnable:
         """Put an adapter in place `slot` (packed, in memory of its own); None empties it."""
         self.plan.clear_adapter(slot)
         arena = _native.Arena()
-        for name, own in (parts or {}).items():
-            a = Dense(np.concatenate([part.a.data for part in own]), own[0].a.dtype)
-            offsets = np.cumsum([0, *(part.a.shape[0] for part in own)]).tolist()
-            matrix = _dense(self.pool, arena, a)
-            adds = [
-                (part.first, offset, part.scale, _dense(self.pool, arena, part.b))
-                for part, offset in zip(own, offsets, strict=False)
-            ]
-            for site in self._sites[name]:
-                self.plan.set_adapter(slot, site, matrix, adds)
+        for name, every in (parts or {}).items():
+            for table in (False, True):
+                if own := [part for part in every if part.table == table]:
+                    self._set_parts(slot, self._sites[name, table], arena, own)
+
+    def _set_parts(
+        self, slot: int, sites: Sequence[int], arena: _native.Arena, own: Sequence[AdapterPart]
+    ) -> None:
+        """An adapter's parts of one product; the A of all stand one below the other."""
+        a = Dense(np.concatenate([part.a.data for part in own]), own[0].a.dtype)
+        offsets = np.cumsum([0, *(part.a.shape[0] for part in own)]).tolist()
+        matrix = _dense(self.pool, arena, a)
+        adds = [
+            (part.first, offset, part.scale, _dense(self.pool, arena, part.b))
+            for part, offset in zip(own, offsets, strict=False)
+        ]
+        for site in sites:
+            self.plan.set_adapter(slot, site, matrix, adds)
 
 
 class Lowering:
@@ -229,8 +237,8 @@ class Lowering:
         self.places: dict[Node, Ref] = {}
         self.free: dict[tuple[str, int], list[int]] = {}
         self.readers = self._count_readers()
-        self.sites: dict[str, list[int]] = {}
-        """A matrix's name to the numbers of its products, which adapters may add to."""
+        self.sites: dict[tuple[str, bool], list[int]] = {}
+        """(a matrix's name, whether it is read by rows) to its ops' numbers, which adapters may add to."""
 
     def _count_readers(self) -> dict[Node, int]:
         """How many ops read each value's storage; a split's pieces count for the whole."""
@@ -273,8 +281,9 @@ class Lowering:
                 cache=spec.layer if spec else -1,
                 slopes=list(spec.slopes) if spec and spec.slopes else [],
             )
-        if node.op == "linear" and node.weight:
-            self.sites.setdefault(node.weight.name, []).append(self.plan.adapt_last(self.places[node]))
+        if node.op in ("linear", "embedding") and node.weight:
+            key = (node.weight.name, node.op == "embedding")
+            self.sites.setdefault(key, []).append(self.plan.adapt_last(self.places[node]))
 
     def _pieces(self, node: Node) -> Iterator[tuple[Ref, _native.Weight | None, _native.Weight | None]]:
         """(where to, weight, bias) of each of the node's ops: one, or one for each part of a Stack."""

@@ -170,7 +170,10 @@ class NumpyOps:
         return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
 
     def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
-        return self.weights[table.name].take(ids).dequantize()
+        y = np.array(self.weights[table.name].take(ids).dequantize(), np.float32)
+        rows_of = lambda ids, table: table.take(ids).dequantize()  # noqa: E731
+        added: F32 = add_adapters(y, ids, table.name, self.batch, self.adapters, self._product, rows_of)
+        return added
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
         precision = self.precision

@@ -80,7 +80,9 @@ class TorchOps:
         )
 
     def embedding(self, ids: Tensor, table: Param) -> Tensor:
-        return self.weights[table.name][ids].float()
+        y = self.weights[table.name][ids].float().clone()
+        rows_of = lambda ids, table: to_tensor(table)[ids].float()  # noqa: E731
+        return add_adapters(y, ids, table.name, self.batch, self.adapters, self._product, rows_of)
 
     def linear(self, x: Tensor, weight: Param, bias: Param | None = None) -> Tensor:
         y = self._linear(x, weight, bias)

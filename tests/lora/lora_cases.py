@@ -79,7 +79,8 @@ def modules(names: list[str], layers: range = range(LAYERS)) -> dict[str, tuple[
         for name, shape in SHAPES.items()
         if name.rpartition(".")[2] in names
     }
-    return found | ({"lm_head": (VOCAB, HIDDEN)} if "lm_head" in names else {})
+    whole = {"lm_head": (VOCAB, HIDDEN), "model.embed_tokens": (VOCAB, HIDDEN)}
+    return found | {path: shape for path, shape in whole.items() if path.rpartition(".")[2] in names}
 
 
 def write_adapter(
@@ -92,6 +93,12 @@ def write_adapter(
     for module, (out, inner) in modules(names).items():
         r = ranks.get(module.rpartition(".")[2], rank)
         root = f"base_model.model.{module}"
+        if module.endswith("embed_tokens"):
+            tensors[f"{root}.lora_embedding_A"] = np.asarray(rng.standard_normal((r, out)), np.float32)
+            b = rng.standard_normal((inner, r)) / math.sqrt(r)
+            tensors[f"{root}.lora_embedding_B"] = np.asarray(b, np.float32)
+            tensors[f"{root}.base_layer.weight"] = base_weights()[f"{module}.weight"]
+            continue
         a, b = rng.standard_normal((r, inner)), rng.standard_normal((out, r))
         tensors[f"{root}.lora_A.weight"] = np.asarray(a / math.sqrt(inner), np.float32)
         tensors[f"{root}.lora_B.weight"] = np.asarray(b / math.sqrt(r), np.float32)
@@ -104,6 +111,11 @@ def write_adapter(
 def merged(folder: Path, adapter: Path, scale: float | Mapping[str, float]) -> Path:
     """The base with `scale` B A added to its matrices."""
     weights, tensors = base_weights(), load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in tensors if name.endswith("lora_embedding_A")]:
+        b = tensors[name.replace("_A", "_B")].astype(np.float64)
+        assert isinstance(scale, float)
+        table = "model.embed_tokens.weight"
+        weights[table] = np.asarray(weights[table] + scale * (b @ tensors[name]).T, np.float32)
     for name in [name for name in tensors if name.endswith("lora_A.weight")]:
         module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         factor = scale if isinstance(scale, float) else scale[module.rpartition(".")[2]]

@@ -50,6 +50,7 @@ CASES: list[tuple[str, int, list[str], dict[str, Any], float | dict[str, float]]
     ("all-linear", 4, ["q_proj", "up_proj"], {"target_modules": "all-linear"}, 1.0),
     ("one of three", 4, ["v_proj"], {}, 1.0),
     ("head", 4, ["lm_head", "q_proj"], {}, 1.0),
+    ("embedding", 4, ["embed_tokens", "q_proj"], {"lora_alpha": 2}, 0.5),
     (
         "patterns",
         4,
@@ -67,11 +68,13 @@ CASES: list[tuple[str, int, list[str], dict[str, Any], float | dict[str, float]]
 @pytest.mark.parametrize(
     ("rank", "names", "said", "scale"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
+@pytest.mark.parametrize("backend", ["native", "numpy"])
 def test_what_the_config_says(
-    rank: int, names: list[str], said: dict[str, Any], scale: Any, base: Path, tmp_path: Path
+    backend: str, rank: int, names: list[str], said: dict[str, Any], scale: Any, base: Path, tmp_path: Path
 ) -> None:
     adapter = write_adapter(tmp_path / "a", 3, rank, names, **said)
-    same(make(base), adapter, make(merged(tmp_path / "m", adapter, scale)))
+    alone = make(merged(tmp_path / "m", adapter, scale), backend=backend)
+    same(make(base, backend=backend), adapter, alone)
 
 
 def test_layers_that_are_not_wanted_are_left_out(base: Path, tmp_path: Path) -> None:
