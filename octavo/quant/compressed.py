@@ -15,8 +15,7 @@ rounded.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from octavo.quant import small_floats
 from octavo.quant.codes import F32, in_groups, turned, unpack_down
 from octavo.quant.format import Tensors, flag, group_size, integer
 from octavo.quant.fp8 import block_of
+from octavo.quant.patterns import Pattern
 
 _SPARSE = ("dense", None)
 _OPTIONAL = ("weight_zero_point", "weight_g_idx", "weight_global_scale", "weight_shape")
@@ -47,6 +47,7 @@ class _Scheme:
     """One of the config's groups."""
 
     targets: tuple[str, ...]
+    patterns: tuple[Pattern, ...]
     bits: int
     group: int | None
     block: tuple[int, int] | None
@@ -101,25 +102,19 @@ class CompressedTensors:
 
     def _scheme(self, stem: str) -> _Scheme:
         """The group that targets a module: by its name, by a pattern, by its class; else the first."""
-        for matches in (_by_name, _by_pattern, _by_class):
+        kind = "Embedding" if "embed" in stem.rpartition(".")[2] else "Linear"
+        rules: tuple[Callable[[_Scheme], bool], ...] = (
+            lambda scheme: stem in scheme.targets,
+            lambda scheme: any(pattern.matches(stem) for pattern in scheme.patterns),
+            lambda scheme: kind in scheme.targets,
+        )
+        for matches in rules:
             for scheme in self._schemes:
-                if any(matches(target, stem) for target in scheme.targets):
+                if matches(scheme):
                     return scheme
         if not self._schemes:
             raise UnsupportedModel("No group of the quantization config quantizes weights.")
         return self._schemes[0]
-
-
-def _by_name(target: str, stem: str) -> bool:
-    return target == stem
-
-
-def _by_pattern(target: str, stem: str) -> bool:
-    return target.startswith("re:") and re.match(target.removeprefix("re:"), stem) is not None
-
-
-def _by_class(target: str, stem: str) -> bool:
-    return target == ("Embedding" if "embed" in stem.rpartition(".")[2] else "Linear")
 
 
 def _scheme(group: dict[str, Any], config: dict[str, Any]) -> _Scheme:
@@ -131,14 +126,15 @@ def _scheme(group: dict[str, Any], config: dict[str, Any]) -> _Scheme:
     if not isinstance(weights, dict) or not isinstance(targets, list):
         raise UnsupportedModel("A group of the quantization config has no targets or weights.")
     names = tuple(target for target in targets if isinstance(target, str))
-    for name in names:
-        try:
-            re.compile(name.removeprefix("re:"))
-        except re.error as error:
-            raise UnsupportedModel(f"The quantization config targets {name!r:.80}: {error}.") from None
+    patterns = tuple(
+        Pattern(name.removeprefix("re:"), "The quantization config targets")
+        for name in names
+        if name.startswith("re:")
+    )
     block = block_of(weights.get("block_structure"), "block_structure")
     return _Scheme(
         names,
+        patterns,
         integer(weights, "num_bits", range(1, 9), "1 to 8", default=8),
         group_size(weights),
         block if weights.get("strategy") == "block" else None,

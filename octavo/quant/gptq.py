@@ -13,7 +13,6 @@ side, and the layout remembers their order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,10 @@ from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Int4Group, Layout
 from octavo.quant.codes import in_groups, turned, unpack_down, unpack_words
 from octavo.quant.format import Tensors, flag, group_size, integer
+from octavo.quant.patterns import Pattern
 
 BITS = (2, 3, 4, 8)
+_DYNAMIC = "The quantization config's dynamic has"
 _THIRDS = (0x24924924, 0x92492492, 0x49249249)
 """Earlier releases of GPTQModel took these off the words of 3-bit zero points in turn, and put them back."""
 
@@ -68,7 +69,10 @@ class Gptq:
         if not isinstance(dynamic, dict):
             raise UnsupportedModel("The quantization config's dynamic is no object of patterns.")
         self._dynamic = [
-            (_pattern(key), _Settings.of({**config, **value}))
+            (
+                Pattern(key.removeprefix("+:"), "The quantization config's dynamic has"),
+                _Settings.of({**config, **value}),
+            )
             for key, value in dynamic.items()
             if not key.startswith("-:") and isinstance(value, dict)
         ]
@@ -87,7 +91,7 @@ class Gptq:
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
         settings = self._settings
         for pattern, changed in self._dynamic:
-            if pattern.match(tensors.stem):
+            if pattern.matches(tensors.stem):
                 settings = changed
                 break
         bits, group = settings.bits, min(settings.group or cols, cols)
@@ -106,13 +110,6 @@ class Gptq:
                 codes, cols, scale, group, None if (zero == 8).all() else zero.astype(np.float32)
             )
         return in_groups(unpack_down(qweight, bits, cols), bits, scale, zero, group, index)
-
-
-def _pattern(key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(key.removeprefix("+:"))
-    except re.error as error:
-        raise UnsupportedModel(f"The quantization config's dynamic has {key!r:.80}: {error}.") from None
 
 
 def _zeros(words: NDArray[Any], settings: _Settings, rows: int) -> NDArray[np.uint8]:
