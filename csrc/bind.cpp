@@ -321,14 +321,14 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Plan* self, std::shared_ptr<Pool> pool, const std::string& isa, int64_t tokens, int64_t sequences,
              int64_t logit_rows, int64_t block_size, int64_t max_blocks, const std::string& dense,
-             const std::string& quantized, const std::string& cache) {
+             const std::string& quantized, bool stated, const std::string& cache) {
             const Kernels* kernels = select_kernels(isa.c_str());
             if (!kernels) throw std::invalid_argument("octavo: this machine cannot run the instruction set " + isa);
             new (self) Plan(std::move(pool), kernels, {tokens, sequences, logit_rows, block_size, max_blocks},
-                            {seen_of(dense), seen_of(quantized)}, cache_dtype_of(cache));
+                            {seen_of(dense), seen_of(quantized), stated}, cache_dtype_of(cache));
           },
           "pool"_a, "isa"_a, "tokens"_a, "sequences"_a, "logit_rows"_a, "block_size"_a, "max_blocks"_a, "dense"_a,
-          "quantized"_a, "cache"_a)
+          "quantized"_a, "stated"_a, "cache"_a)
       .def("slot", &Plan::slot, "width"_a, "logit_rows"_a)
       .def("cache_layer", [](Plan& p, int kv_heads, int head_dim) { return p.cache_layer({kv_heads, head_dim}); })
       .def(

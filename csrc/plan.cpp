@@ -356,7 +356,8 @@ void Plan::linear(const Node& n) {
       n.weight->packed(), n.bias ? n.bias->values() : nullptr, view(n.out), rows, x.data, nullptr, x.stride, {}};
   const PackedMatrix& w = args.weight;
   const bool quantized = w.format != Format::dense && !is_fp8(w.format);
-  if (quantized && rounding_.quantized == Seen::int8) quantize(x, rows, args);
+  const bool stated = rounding_.stated && w.inputs != Inputs::block;
+  if (quantized && (stated || rounding_.quantized == Seen::int8)) quantize(x, rows, args);
   else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
   if (&n == &nodes_.back() && !adapted(n)) return logits_linear(args);
   const int64_t tiles = w.tiles();

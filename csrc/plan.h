@@ -156,6 +156,7 @@ struct BatchArrays {
 enum class Seen : int { f32 = 0, bf16 = 1, int8 = 2 };
 struct Rounding {
   Seen dense = Seen::f32, quantized = Seen::f32;
+  bool stated = false;  // matrices that state how their inputs are rounded to int8 see that whatever others see
 };
 
 struct CacheSpec {

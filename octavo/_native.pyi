@@ -128,6 +128,7 @@ class Plan:
         max_blocks: int,
         dense: str,
         quantized: str,
+        stated: bool,
         cache: str,
     ) -> None: ...
     def slot(self, width: int, logit_rows: bool) -> int:

@@ -13,6 +13,7 @@ from octavo.bench.kernel_cases import peak
 from octavo.bench.peers import Figure
 from octavo.bench.session import Ask, Session
 from octavo.bench.stats import median, percentile
+from octavo.build.precision import activations, dtype_of
 
 if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
@@ -79,9 +80,10 @@ class Octavo:
 
 def _peak_kind(config: EngineConfig) -> str:
     """What the products are made of: float32, bfloat16 or int8."""
+    dtype = dtype_of(config.dtype, "bfloat16")
     if config.quantization:
-        return {"bf16": "bfloat16", "fp32": "float32"}.get(config.activation_dtype, "int8")
-    return "bfloat16" if config.dtype in ("auto", "bfloat16") else "float32"
+        return activations(config.activation_dtype, dtype)[0]
+    return "bfloat16" if dtype == "bfloat16" else "float32"
 
 
 def prompt_operations(session: Session, tokens: int) -> float:

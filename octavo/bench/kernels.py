@@ -12,6 +12,7 @@ from octavo.bench.formats import FORMATS, QUICK
 from octavo.bench.kernel_cases import Bench, Case
 from octavo.bench.options import Asked, at_least, engine_config
 from octavo.bench.stats import median
+from octavo.build.precision import activations
 from octavo.config import machine
 from octavo.errors import ConfigError
 from octavo.ops.contract import AttentionSpec
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _HEAD_ROWS = 64
 """The output head never sees more rows in a step: only sampled positions need logits."""
 _DTYPES = {"auto": "bfloat16", "half": "float16", "float": "float32"}
-_SEEN = {"bf16": "bfloat16", "fp32": "float32"}
-"""--activation-dtype -> Precision.quantized; else int8."""
 _PARTS = ("linear", "attention", "between", "sampler")
 _SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -80,7 +79,7 @@ def run(asked: Asked) -> dict[str, Any]:
     config = engine_config(asked, {})
     arch = _arch(config.model, config.hf_overrides)
     dtype = _DTYPES.get(config.dtype, config.dtype)
-    seen = _SEEN.get(config.activation_dtype, "int8")
+    seen, _ = activations(config.activation_dtype, dtype)
     bench = Bench(dtype, config.threads or machine.cpu_count(), options.num_iters, seen)
     found = limits(bench)
     return {

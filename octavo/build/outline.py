@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from octavo.build.declare import declare
 from octavo.build.load_gguf import plain_norms
+from octavo.build.precision import dtype_of, precision_of
 from octavo.build.quantize import quantize, roundings, with_quantization
 from octavo.build.shard import shard
 from octavo.build.source import open_source
 from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
-from octavo.errors import ConfigError
 from octavo.layers.decoder import Decoder
 from octavo.ops.contract import Precision
 from octavo.quant.format import Format
@@ -23,22 +23,6 @@ from octavo.quant.online import Rounding
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
 from octavo.weights.gguf import GgufCheckpoint
-
-_DTYPES = {
-    "half": "float16",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "float": "float32",
-    "float32": "float32",
-}
-_KV_DTYPES = {**_DTYPES, "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "int8": "int8"}
-_PRECISIONS = {
-    "float32": Precision("float32", "float32"),
-    "float16": Precision("float32", "float16"),
-    "bfloat16": Precision("bfloat16", "bfloat16"),
-}
-_SEEN = {"auto": "int8", "int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
-"""--activation-dtype -> Precision.quantized."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,7 @@ def outline(config: EngineConfig, path: Path, read_json: Callable[[Path], dict[s
     arch = source.arch(config.hf_overrides)
     if source.gguf is None:
         arch = with_quantization(arch, source.folder, read_json)
-    dtype = _dtype(config, arch)
+    dtype = dtype_of(config.dtype, arch.dtype)
     checkpoint = (
         DummyWeights(dtype, config.seed)
         if dummy
@@ -93,31 +77,5 @@ def outline(config: EngineConfig, path: Path, read_json: Callable[[Path], dict[s
     if source.gguf is not None:
         decoder = plain_norms(decoder)
     rounded = roundings(decoder, config.quantization)
-    precision = _precision(config, dtype)
+    precision = precision_of(config, dtype)
     return Outline(source.folder, arch, dtype, checkpoint, decoder, stored, rounded, precision)
-
-
-def _dtype(config: EngineConfig, arch: Arch) -> str:
-    """The dtype to run in. auto: the checkpoint's own, and bfloat16 for float32 ones, as in vLLM on a CPU."""
-    if config.dtype == "auto":
-        return "float16" if arch.dtype == "float16" else "bfloat16"
-    if config.dtype not in _DTYPES:
-        raise ConfigError(f"No dtype {config.dtype!r}.", hint=f"Choose one of: auto, {', '.join(_DTYPES)}.")
-    return _DTYPES[config.dtype]
-
-
-def _precision(config: EngineConfig, dtype: str) -> Precision:
-    quantized = _SEEN.get(config.activation_dtype)
-    if quantized is None:
-        raise ConfigError(
-            f"No activation dtype {config.activation_dtype!r}.", hint=f"Choose one of: {', '.join(_SEEN)}."
-        )
-    precision = replace(_PRECISIONS[dtype], quantized=quantized)
-    if config.kv_cache_dtype == "auto":
-        return precision
-    if config.kv_cache_dtype not in _KV_DTYPES:
-        raise ConfigError(
-            f"No KV cache dtype {config.kv_cache_dtype!r}.",
-            hint=f"Choose auto or one of: {', '.join(_KV_DTYPES)}.",
-        )
-    return replace(precision, cache=_KV_DTYPES[config.kv_cache_dtype])

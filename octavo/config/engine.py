@@ -24,7 +24,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     """int8 or int4: round a dense checkpoint's matrices while they are loaded; quantized ones stay so."""
     activation_dtype: str = "auto"
-    """What quantized matrices see of their input: auto and int8 (blocks of 32), bf16 or fp32."""
+    """What quantized matrices see of their input: int8 (blocks of 32), bf16 or fp32. auto: fp32 for dtype
+    float32, but what a W8A8 checkpoint says; else int8."""
     backend: str = "native"
     """native, numpy or torch."""
     hf_overrides: dict[str, Any] = msgspec.field(default_factory=dict)

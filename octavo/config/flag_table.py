@@ -57,7 +57,8 @@ _MODEL = (
         "activation-dtype",
         "str",
         "engine.activation_dtype",
-        "What 4- and 8-bit matrices see of their input: int8 (auto), or bf16 or fp32 to keep more of it.",
+        "What 4- and 8-bit matrices see of their input: int8, or bf16 or fp32 to keep more of it. "
+        "auto: fp32 with --dtype float32 (W8A8 stays int8), else int8.",
         choices=("auto", "int8", "bf16", "fp32"),
     ),
     Flag(

@@ -119,6 +119,8 @@ class Precision:
     """KV entries: float32, float16, bfloat16, fp8_e4m3 (saturated) or int8 (each head of a token scaled)."""
     quantized: str = "int8"
     """What a quantized matrix sees of its input: int8 (blocks of 32 with a scale), bfloat16, float32."""
+    stated: bool = False
+    """Whether a matrix that states how its input is rounded (W8A8) sees that beside float `quantized` too."""
 
     @property
     def rounds_attention(self) -> bool:

@@ -144,6 +144,7 @@ class NativeRunnable:
             max_blocks=-(-limits.max_model_len // limits.block_size),
             dense=precision.activation,
             quantized=precision.quantized,
+            stated=precision.stated,
             cache=precision.cache,
         )
         self.plan.set_threads(decode, prefill)

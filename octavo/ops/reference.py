@@ -176,10 +176,9 @@ class NumpyOps:
         return added
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
-        precision = self.precision
         y = np.concatenate(
             [
-                round_input(x, part, precision.activation, precision.quantized) @ part.dequantize().T
+                round_input(x, part, self.precision) @ part.dequantize().T
                 for part in pieces(self.weights[weight.name])
             ],
             axis=1,
@@ -191,7 +190,7 @@ class NumpyOps:
         return added
 
     def _product(self, x: F32, matrix: Dense) -> F32:
-        seen = round_input(x, matrix, self.precision.activation, "float32")
+        seen = round_input(x, matrix, self.precision)
         return np.asarray(seen @ matrix.dequantize().T, np.float32)
 
     def rms_norm(self, x: F32, weight: Param | None, eps: float, offset: float = 0.0) -> F32:

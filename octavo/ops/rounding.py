@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.ops.contract import Precision
 from octavo.ops.layouts import (
     BLOCK,
     Activation,
@@ -27,18 +28,17 @@ from octavo.ops.layouts import (
 F32 = NDArray[Any]
 
 
-def round_input(x: F32, layout: Layout, dense: str, quantized: str) -> F32:
+def round_input(x: F32, layout: Layout, precision: Precision) -> F32:
     """What a matrix sees of its input x [n, cols], as float32.
 
-    `dense` is what dense matrices see (float32 or bfloat16), `quantized` what quantized ones do (also int8).
-    8-bit floats see what dense matrices do. Where others see int8, an int8 matrix that says how its
-    checkpoint rounds inputs sees that. Ask for each part of a Stack by itself.
+    8-bit floats see what dense matrices do. Where others see int8, or always with `precision.stated`, an
+    int8 matrix that says how its checkpoint rounds inputs sees that. Ask for each part of a Stack by itself.
     """
-    seen = dense if isinstance(layout, Dense | Fp8) else quantized
+    seen = precision.activation if isinstance(layout, Dense | Fp8) else precision.quantized
+    if isinstance(layout, Int8) and layout.activation and (precision.stated or seen == "int8"):
+        return round_activation(x, layout.activation)
     if seen != "int8":
         return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
-    if isinstance(layout, Int8) and layout.activation is not None:
-        return round_activation(x, layout.activation)
     if isinstance(layout, Dense | Online | Stack):
         return round_int8(x)
     order, block = input_order(layout), input_block(layout)

@@ -109,7 +109,7 @@ class TorchOps:
 
     def _seen(self, x: Tensor, layout: Layout) -> Tensor:
         """What a matrix sees of its input."""
-        seen = round_input(x.numpy(), layout, self.precision.activation, self.precision.quantized)
+        seen = round_input(x.numpy(), layout, self.precision)
         return self.torch.from_numpy(np.ascontiguousarray(seen, np.float32))
 
     def rms_norm(self, x: Tensor, weight: Param | None, eps: float, offset: float = 0.0) -> Tensor:

@@ -69,6 +69,16 @@ def test_product_equals_the_reference(case: QuantCase, seen: str, runnable: Boun
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_what_a_checkpoint_states_holds_beside_floats(case: QuantCase, runnable: Bound) -> None:
+    layout, x, bias = numbers(case, 33, 96)
+    model = product(layout, x, bias)
+    stated = run(runnable, model, Precision(quantized="float32", stated=True))
+    own = getattr(layout, "activation", None) is not None
+    expected = run(runnable, model, Precision(quantized="int8" if own else "float32"))
+    np.testing.assert_array_equal(stated, expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize("seen", SEEN)
 def test_a_row_does_not_depend_on_the_others(case: QuantCase, seen: str, runnable: Bound) -> None:
     layout, x, _ = numbers(case, 33, 257)
