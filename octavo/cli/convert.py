@@ -1,4 +1,4 @@
-"""``octavo convert``: a checkpoint into another file format."""
+"""``octavo convert`` and ``octavo quantize``: a checkpoint into another file format."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.convert_flags import CONVERT
+from octavo.cli.convert_flags import CONVERT, QUANTIZE
 from octavo.cli.usage import UsageError, usage_errors
-from octavo.config.flags import Table, parse
+from octavo.config.flags import Table, parse, resolve
 from octavo.errors import ConfigError
 
 if TYPE_CHECKING:
     from octavo.convert.gguf import Report
+    from octavo.convert.safetensors_file import Written
 
 
 def main(command: str, words: Sequence[str]) -> int:
@@ -24,39 +25,77 @@ def main(command: str, words: Sequence[str]) -> int:
         print(page)
         return 0
     with usage_errors():
-        parsed = parse(words, Table(CONVERT))
-    given: dict[str, Any] = {item.flag.target.removeprefix("cli."): item.value for item in parsed.given}
+        parsed = parse(words, Table(CONVERT if command == "convert" else QUANTIZE))
     strange = [item.flag.name for item in parsed.given if not item.flag.target.startswith("cli.")]
     if strange:
-        raise UsageError(f"octavo convert has no flag --{strange[0]}.", hint="See octavo convert --help.")
-    source, target = _places(parsed.positionals, dummy="dummy" in given)
-    report = _convert(source, target, given)
+        raise UsageError(
+            f"octavo {command} has no flag --{strange[0]}.", hint=f"See octavo {command} --help."
+        )
+    with usage_errors():
+        given = resolve(parsed.given).cli
+    source, target = _places(command, parsed.positionals, dummy="dummy" in given)
+    report = (_convert if command == "convert" else _quantize)(source, target, given)
     mixed = ", ".join(f"{name} {count:,}" for name, count in report.types.items())
     print(f"{report.path}: {report.nbytes:,} bytes, {report.tensors} tensors (values by type: {mixed})")
     return 0
 
 
-def _places(positionals: Sequence[str], *, dummy: bool) -> tuple[str, str]:
+def _places(command: str, positionals: Sequence[str], *, dummy: bool) -> tuple[str, str]:
     wanted = 1 if dummy else 2
     if len(positionals) != wanted:
         raise UsageError(
-            f"octavo convert takes {'DST' if dummy else 'SRC and DST'}, not {len(positionals)} words.",
-            hint="See octavo convert --help.",
+            f"octavo {command} takes {'DST' if dummy else 'SRC and DST'}, not {len(positionals)} words.",
+            hint=f"See octavo {command} --help.",
         )
     return ("" if dummy else positionals[0]), positionals[-1]
 
 
-def _convert(source: str, target: str, given: dict[str, Any]) -> Report:
+def _quantize(source: str, target: str, given: dict[str, Any]) -> Report | Written:
+    from octavo.convert.compressed import quantize, scheme_of
+    from octavo.convert.ggml_types import MIXES
+    from octavo.weights.hub import resolve_model
+
+    if "scheme" not in given:
+        raise UsageError("octavo quantize needs --scheme.", hint="See octavo quantize --help.")
+    name = str(given["scheme"])
+    if name.lower() in MIXES:
+        return _convert(source, target, {"outtype": name})
+    scheme = scheme_of(name, given.get("group_size"))
+    path = _new_folder(target)
+    with _Progress(quiet=not sys.stderr.isatty()) as on_bytes:
+        return quantize(resolve_model(source), path, scheme, on_bytes)
+
+
+def _new_folder(name: str) -> Path:
+    """A folder to be made. ConfigError when it is there, or its parent is not."""
+    path = Path(name).expanduser()
+    if path.exists():
+        raise ConfigError(f"{path} exists.", hint="Remove it, or give another name.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder {path.parent}.", hint="Make it first.")
+    return path
+
+
+def _convert(source: str, target: str, given: dict[str, Any]) -> Report | Written:
     from octavo.bench.shapes import dummy_folder
+    from octavo.config.model_path import gguf_in
     from octavo.convert.ggml_types import mix_of
     from octavo.convert.gguf import convert
+    from octavo.convert.safetensors import to_safetensors
     from octavo.weights.hub import resolve_model
 
     outtype = str(given.get("outtype", "auto")).lower()
     if outtype != "auto":
         mix_of(outtype)
     dummy = given.get("dummy")
-    folder = dummy_folder(dummy) if dummy else resolve_model(source)
+    if not dummy:
+        found = resolve_model(source)
+        if given.get("to", "safetensors" if gguf_in(found) else "gguf") == "safetensors":
+            with _Progress(quiet=not sys.stderr.isatty()) as on_bytes:
+                return to_safetensors(found, _new_folder(target), outtype, on_bytes)
+        if gguf_in(found):
+            raise ConfigError(f"{source} is a GGUF file already.", hint="Use --to safetensors.")
+    folder = dummy_folder(dummy) if dummy else found
     path = _target(Path(target).expanduser(), str(dummy or folder.name), outtype)
     with _Progress(quiet=not sys.stderr.isatty()) as on_bytes:
         return convert(folder, path, outtype, dummy=bool(dummy), on_bytes=on_bytes)

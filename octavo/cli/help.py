@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 
-from octavo.cli.convert_flags import CONVERT
+from octavo.cli.convert_flags import CONVERT, QUANTIZE
 from octavo.cli.inspect_flags import INSPECT
 from octavo.cli.talk_flags import TALK
 from octavo.config.flag_table import GROUPS, LATER_GROUPS, Flag
@@ -23,7 +23,8 @@ _USAGE = {
     "chat": "octavo chat [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
-    "convert": "octavo convert SRC DST [--to gguf] [--outtype TYPE]",
+    "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
+    "quantize": "octavo quantize SRC DST --scheme int4|int8|w4a16|w8a16|w8a8 [--group-size N]",
     "inspect": "octavo inspect MODEL [--json] [--max-model-len N] [--quantization NAME] [--flag value ...]",
     "collect-env": "octavo collect-env",
 }
@@ -49,8 +50,9 @@ def command_help(command: str, topic: str, summary: str) -> str:
     if command == "inspect":
         section = _section(command, "this command", INSPECT)
         return f"{head}\n{section}\n\nAlso the engine's flags of octavo serve."
-    if command == "convert":
-        return f"{head}\n{_section(command, 'this command', CONVERT)}"
+    if command in ("convert", "quantize"):
+        flags = CONVERT if command == "convert" else QUANTIZE
+        return f"{head}\n{_section(command, 'this command', flags)}"
     extra = TALK if command in ("chat", "complete") else ()
     table = Table(extra)
     if topic:

@@ -20,7 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("octavo.cli.talk", "Talk to a model, served or in this process."),
     "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
     "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
-    "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file."),
+    "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file, or as a Hugging Face folder."),
+    "quantize": ("octavo.cli.convert", "Write a checkpoint with its matrices rounded to 4 or 8 bits."),
     "inspect": ("octavo.cli.inspect", "Say what a model is, what it needs and whether it runs here."),
     "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
 }

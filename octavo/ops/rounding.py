@@ -111,7 +111,7 @@ def round_matrix(values: F32, bits: int, group: int) -> Int8 | Int4Group:
     groups = -(-cols // group)
     x = np.pad(values, ((0, 0), (0, groups * group - cols))).reshape(rows, groups, group).astype(np.float32)
     low, high, tries, step = (-127, 127, 5, 0.5) if bits == 8 else (-8, 7, 19, 0.1)
-    scale = bf16_to_f32(f32_to_bf16(_best_scale(x, low, high, tries, step)))
+    scale = bf16_to_f32(f32_to_bf16(best_scale(x, low, high, tries, step)))
     inverse = np.where(scale != 0, 1 / np.where(scale != 0, scale, 1), 0).astype(np.float32)
     codes = np.clip(np.rint(x * inverse[..., None]), low, high).reshape(rows, -1)[:, :cols]
     if bits == 8:
@@ -119,7 +119,7 @@ def round_matrix(values: F32, bits: int, group: int) -> Int8 | Int4Group:
     return Int4Group(pack4((codes + 8).astype(np.uint8)), cols, scale, group)
 
 
-def _best_scale(x: F32, low: int, high: int, tries: int, step: float) -> F32:
+def best_scale(x: F32, low: int, high: int, tries: int, step: float) -> F32:
     """[rows, groups] for x [rows, groups, group]."""
     most, least = x.max(axis=-1), x.min(axis=-1)
     far = np.where(most > -least, most, least)

@@ -56,7 +56,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overview_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words) == 0
     out = capsys.readouterr().out
-    for command in ("serve", "chat", "complete", "bench", "convert", "inspect", "collect-env"):
+    for command in ("serve", "chat", "complete", "bench", "convert", "quantize", "inspect", "collect-env"):
         assert f"  {command} " in out
 
 

@@ -15,6 +15,7 @@ from octavo.build.bind import bind
 from octavo.build.declare import declare
 from octavo.build.load import load
 from octavo.build.load_gguf import plain_norms
+from octavo.build.quantize import quantize
 from octavo.build.shard import shard
 from octavo.build.source import Source, open_source
 from octavo.convert.gguf import convert
@@ -33,7 +34,8 @@ def logits(source: Source, dtype: str = "float32") -> np.ndarray:
     model = shard(declare(source.arch(None), dtype))
     if source.gguf is not None:
         model = plain_norms(model)
-    tensors = load(model, source.checkpoint(), dtype)
+    stored = None if source.gguf else quantize(source.arch(None))
+    tensors = load(model, source.checkpoint(), dtype, stored=stored)
     precision = Precision(quantized="float32")
     session = Session(bind(model, tensors, precision, LIMITS, "native", threads=(1, 1)))
     return session.step([(session.start(PROMPT), len(PROMPT))], every_row=True)

@@ -1,0 +1,251 @@
+"""A plain checkpoint rounded to 4 or 8 bits, written as compressed-tensors: what vLLM and Octavo load.
+
+Round to nearest: in each group the scale of least squared error is searched, and the codes belong to the
+scale as it is stored. The forms are described in :mod:`octavo.quant.compressed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.build.declare import declare
+from octavo.config.arch import read_arch
+from octavo.convert.safetensors_file import Piece, Written, copy_text, new_folder, write_json, write_weights
+from octavo.errors import CheckpointError, ConfigError, UnsupportedModel
+from octavo.layers.decoder import Decoder
+from octavo.models import names
+from octavo.ops.layouts import FLOATS, Dense, pack4
+from octavo.ops.rounding import best_scale
+from octavo.pipeline.vocab import read_json
+from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+
+_CHUNK_ELEMENTS = 1 << 21
+_WRITER_VERSION = "0.19.0"
+"""Of the library whose form of quantization_config this is."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How matrices are stored, and what their inputs are rounded to."""
+
+    bits: int
+    format: str
+    group: int | None
+    """Columns that share a scale; None: all of a row."""
+    inputs: bool = False
+    """Inputs are rounded to int8, one scale for each token."""
+
+
+SCHEMES: dict[str, Scheme] = {
+    "w4a16": Scheme(4, "pack-quantized", 128),
+    "w8a16": Scheme(8, "pack-quantized", 128),
+    "w8a8": Scheme(8, "int-quantized", None, inputs=True),
+}
+SHORT = {"int4": "w4a16", "int8": "w8a16"}
+"""Other names."""
+_SEARCH = {8: (-127, 127, 5, 0.5), 4: (-8, 7, 19, 0.1)}
+"""Bits -> smallest and largest code, and how the scale is searched."""
+
+
+def scheme_of(name: str, group: int | None = None) -> Scheme:
+    """The scheme of a name with `group` columns to a scale (-1: a whole row). ConfigError for another."""
+    scheme = SCHEMES.get(SHORT.get(name.lower(), name.lower()))
+    if scheme is None:
+        raise ConfigError(
+            f"--scheme: there is no {name!r:.40}.", hint=f"There are: {', '.join([*SHORT, *SCHEMES])}."
+        )
+    if group is None:
+        return scheme
+    if scheme.inputs:
+        raise ConfigError("--group-size: w8a8 has one scale for each row.", hint="Leave it out.")
+    if group != -1 and (group < 8 or group % 8):
+        raise ConfigError(f"--group-size {group}: use -1 (whole rows) or a multiple of 8.")
+    return Scheme(scheme.bits, scheme.format, None if group == -1 else group)
+
+
+def quantize(
+    folder: Path, target: Path, scheme: Scheme, on_bytes: Callable[[int], None] = lambda _: None
+) -> Written:
+    """Write the plain checkpoint in `folder` to the new folder `target`, its linear matrices rounded.
+
+    Embeddings, the output matrix, norms and biases stay as they are. Raises CheckpointError,
+    UnsupportedModel or ConfigError.
+    """
+    raw = read_json(folder / "config.json")
+    if not raw:
+        raise CheckpointError(f"There is no config.json in {folder}.")
+    arch = read_arch(raw)
+    if arch.quantization:
+        raise UnsupportedModel(
+            "The checkpoint is quantized already.", hint="Quantize the checkpoint that it was made from."
+        )
+    checkpoint = open_checkpoint(folder)
+    linear = _linear(declare(arch), set(checkpoint.names()))
+    for name in linear:
+        _check(checkpoint, name, scheme)
+    pieces: list[Piece] = []
+    for name in checkpoint.names():
+        pieces += _rounded(checkpoint, name, scheme) if name in linear else [plain(checkpoint, name)]
+    with new_folder(target) as made:
+        copy_text(folder, made)
+        config = {key: value for key, value in raw.items() if key != "quantization_config"}
+        write_json(made / "config.json", {**config, "quantization_config": config_of(scheme)})
+        written = write_weights(made, pieces, on_bytes)
+    return Written(target, written.nbytes, written.tensors, written.types)
+
+
+def config_of(scheme: Scheme) -> dict[str, Any]:
+    """config.json's quantization_config, as the compressed-tensors library writes it."""
+    weights = _arguments(
+        scheme.bits, "channel" if scheme.group is None else "group", scheme.group, False, "memoryless_minmax"
+    )
+    inputs = _arguments(8, "token", None, True, None) if scheme.inputs else None
+    return {
+        "config_groups": {
+            "group_0": {
+                "format": scheme.format,
+                "input_activations": inputs,
+                "output_activations": None,
+                "targets": ["Linear"],
+                "weights": weights,
+            }
+        },
+        "format": scheme.format,
+        "global_compression_ratio": None,
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": _WRITER_VERSION,
+    }
+
+
+def _arguments(
+    bits: int, strategy: str, group: int | None, dynamic: bool, observer: str | None
+) -> dict[str, Any]:
+    return {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": dynamic,
+        "group_size": group,
+        "num_bits": bits,
+        "observer": observer,
+        "observer_kwargs": {},
+        "scale_dtype": None,
+        "strategy": strategy,
+        "symmetric": True,
+        "type": "int",
+        "zp_dtype": None,
+    }
+
+
+def _linear(model: Decoder, present: set[str]) -> set[str]:
+    """The tensors that are matrices of linear modules; not the output matrix, nor a router."""
+    found = set()
+    for _, param in model.named_params():
+        rounds = param.kind in ("matrix", "experts") and not getattr(param, "exact", False)
+        if not rounds or param is model.head.weight:
+            continue
+        source = names.sources(model, param)
+        if source.transpose:
+            raise UnsupportedModel(
+                f"{model.arch.architecture} stores its matrices turned round, which compressed-tensors has "
+                "no form for.",
+                hint="Use octavo convert --to gguf --outtype q4_0, or --quantization int4 at load.",
+            )
+        for spellings in source.names:
+            found.update([name for name in spellings if name in present][:1])
+    return found
+
+
+def _check(checkpoint: Checkpoint, name: str, scheme: Scheme) -> None:
+    dtype, shape = checkpoint.described(name)
+    if len(shape) != 2 or dtype not in FLOATS:
+        raise CheckpointError(f"Tensor {name} is {dtype} {list(shape)}, expected a matrix of floats.")
+    if scheme.group and shape[1] % scheme.group:
+        fits = next((size for size in (64, 32, 16, 8) if shape[1] % size == 0), -1)
+        raise ConfigError(
+            f"{name} has {shape[1]} columns, which groups of {scheme.group} do not divide.",
+            hint=f"Use --group-size {fits}.",
+        )
+
+
+def plain(checkpoint: Checkpoint, name: str) -> Piece:
+    """A tensor as it is."""
+    dtype, shape = checkpoint.described(name)
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        yield checkpoint.get(name).data
+        checkpoint.release(name)
+
+    return Piece(name, dtype, shape, chunks)
+
+
+def _rounded(checkpoint: Checkpoint, name: str, scheme: Scheme) -> list[Piece]:
+    """The tensors that stand for a matrix: codes, scales and, where they are packed, the shape."""
+    stem = name.removesuffix(".weight")
+    dtype, (rows, cols) = checkpoint.described(name)
+    groups = cols // (scheme.group or cols)
+    made: list[tuple[NDArray[Any], NDArray[Any]]] = []
+
+    def codes() -> Iterator[NDArray[Any]]:
+        made.clear()
+        tensor = checkpoint.get(name)
+        step = max(_CHUNK_ELEMENTS // cols, 1)
+        for low in range(0, rows, step):
+            values = tensor.slice(0, low, min(low + step, rows)).dequantize()
+            finite = np.isfinite(values)
+            if not finite.all():
+                at = np.argwhere(~finite)[0]
+                raise CheckpointError(f"Tensor {name} holds {values[tuple(at)]}, expected finite numbers.")
+            made.append(_codes(values, scheme, groups, dtype))
+            yield made[-1][0]
+        checkpoint.release(name)
+
+    def scales() -> Iterator[NDArray[Any]]:
+        # Written right behind the codes, so that a matrix is rounded once.
+        yield np.concatenate([scale for _, scale in made])
+        made.clear()
+
+    if scheme.format == "int-quantized":
+        return [
+            Piece(name, "int8", (rows, cols), codes),
+            Piece(f"{stem}.weight_scale", dtype, (rows, 1), scales),
+        ]
+    words = -(-cols * scheme.bits // 32)
+    shape = partial(iter, [np.array([rows, cols], np.int64)])
+    return [
+        Piece(f"{stem}.weight_packed", "int32", (rows, words), codes),
+        Piece(f"{stem}.weight_scale", dtype, (rows, groups), scales),
+        Piece(f"{stem}.weight_shape", "int64", (2,), shape),
+    ]
+
+
+def _codes(
+    values: NDArray[np.float32], scheme: Scheme, groups: int, dtype: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(codes as they are stored, scales [rows, groups] in `dtype`)."""
+    low, high, tries, step = _SEARCH[scheme.bits]
+    rows, cols = values.shape
+    x = values.reshape(rows, groups, -1)
+    found = best_scale(x, low, high, tries, step)
+    # Of 4 bits a group's largest number gets the code -8, whatever its sign is.
+    scale = Dense.of(np.abs(found) if low == -high else found, dtype)
+    seen = scale.dequantize()
+    inverse = np.where(seen != 0, 1 / np.where(seen != 0, seen, 1), 0).astype(np.float32)
+    codes = np.clip(np.rint(x * inverse[..., None]), low, high).reshape(rows, cols)
+    if scheme.format == "int-quantized":
+        return codes.astype(np.int8), scale.data
+    unsigned = (codes + (1 << (scheme.bits - 1))).astype(np.uint8)
+    packed = pack4(unsigned) if scheme.bits == 4 else unsigned
+    packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+    return np.ascontiguousarray(packed).view("<i4"), scale.data
