@@ -11,12 +11,17 @@ from tiny_model import LIMITS, tiny
 
 from octavo import _native
 from octavo.build.bind import bind
+from octavo.build.declare import declare
 from octavo.build.load import load
+from octavo.build.load_gguf import plain_norms
 from octavo.build.quantize import roundings
+from octavo.build.source import open_source
+from octavo.convert.gguf import convert
 from octavo.errors import ConfigError
 from octavo.ops.contract import Batch, Precision, Runnable
 from octavo.ops.layouts import Dense, Online
 from octavo.ops.native import pack
+from octavo.pipeline.vocab import read_json
 from octavo.weights.dummy import DummyWeights
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -64,8 +69,15 @@ def perplexity(model: Runnable, tokens: np.ndarray, bos: int, windows: int) -> f
     return float(np.exp(np.concatenate(losses).mean()))
 
 
+def from_gguf(path: Path) -> Runnable:
+    source = open_source(path, read_json)
+    model = plain_norms(declare(source.arch(None), "float32"))
+    tensors = load(model, source.checkpoint(), "float32")
+    return bind(model, tensors, Precision(), LIMITS, "native", threads=2)
+
+
 @needs_shared
-def test_perplexity_on_stories(checkpoint: Callable[..., Runnable]) -> None:
+def test_perplexity_on_stories(checkpoint: Callable[..., Runnable], tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
     folder = SHARED / "weights/stories260k"
@@ -77,8 +89,13 @@ def test_perplexity_on_stories(checkpoint: Callable[..., Runnable]) -> None:
     }
     assert values[None] == pytest.approx(4.7741, abs=0.01)
     assert values["int8"] / values[None] < 1.005
-    # What llama.cpp's Q4_0 loses on the same windows.
-    assert values["int4"] / values[None] < 5.2358 / 4.7741
+    convert(folder, tmp_path / "model.gguf", "q4_0")
+    theirs, ours = (
+        perplexity(from_gguf(path), tokens, 1, 30)
+        for path in (folder / "stories260k-Q4_0.gguf", tmp_path / "model.gguf")
+    )
+    # Q4_0 leaves the widths that 32 does not divide at 16 bits, and still loses more.
+    assert max(values["int4"], ours) < theirs < 1.15 * values[None]
 
 
 @pytest.mark.parametrize("method", ["int8", "int4"])

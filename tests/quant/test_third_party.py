@@ -1,0 +1,87 @@
+"""Modules that the formats' own libraries quantize here and now, where they are installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from held import Held
+
+from octavo.ops.layouts import Activation
+from octavo.ops.rounding import round_activation
+from octavo.quant.bitsandbytes import BitsAndBytes
+from octavo.quant.compressed import CompressedTensors
+from octavo.quant.format import Format, Tensors
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+
+
+def numbers(format: Format, tensors: dict[str, Any], rows: int, cols: int) -> np.ndarray[Any, Any]:
+    held = Held(**{name: tensor.numpy() for name, tensor in tensors.items()})
+    return format.read(Tensors("m", format.suffixes("m", held.tensors), held), rows, cols).dequantize()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("cols", [128, 96, 80])
+def test_bitsandbytes_four_bits(kind: str, nested: bool, cols: int) -> None:
+    library = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    torch.manual_seed(0)
+    weight = torch.randn(24, cols)
+    how = {"quant_type": kind, "blocksize": 64, "compress_statistics": nested}
+    codes, state = library.quantize_4bit(weight, **how)
+    tensors = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    found = numbers(BitsAndBytes({}), {"weight": codes, **tensors}, 24, cols)
+    # Flattened: the library's CPU code takes blocks to end with the rows of a matrix.
+    flat = library.dequantize_4bit(*library.quantize_4bit(weight.flatten(), **how))
+    np.testing.assert_allclose(found, flat.numpy().reshape(24, cols), rtol=1e-5, atol=1e-7)
+
+
+def test_bitsandbytes_eight_bits() -> None:
+    library = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    weight = torch.from_numpy(np.random.default_rng(0).standard_normal((24, 80), np.float32))
+    codes, largest, _ = library.int8_vectorwise_quant(weight.half())
+    found = numbers(BitsAndBytes({}), {"weight": codes, "SCB": largest}, 24, 80)
+    wanted = library.int8_vectorwise_dequant(codes, largest).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_rounds_tokens_so(symmetric: bool) -> None:
+    library = pytest.importorskip("compressed_tensors.quantization", reason="no compressed-tensors")
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    args = library.QuantizationArgs(num_bits=8, dynamic=True, strategy="token", symmetric=symmetric)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 50, 96), np.float32) ** 3)
+    scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(96, 8))
+    wanted = fake_quantize(x, scale, zero, args).numpy()[0]
+    np.testing.assert_array_equal(round_activation(x.numpy()[0], Activation(symmetric)), wanted)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_packs_so(bits: int, symmetric: bool) -> None:
+    pytest.importorskip("compressed_tensors", reason="no compressed-tensors")
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    args = QuantizationArgs(num_bits=bits, strategy="group", group_size=32, symmetric=symmetric)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args)
+    rng = np.random.default_rng(bits)
+    weight = torch.from_numpy(rng.standard_normal((24, 96), np.float32))
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    zero = torch.from_numpy(rng.integers(low, high, (24, 3)) * (not symmetric)).to(torch.int8)
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (24, 3)).astype(np.float32))
+    state = {"weight": weight, "weight_scale": scale, "weight_zero_point": zero}
+    packed = PackedQuantizationCompressor.compress(state, scheme)
+    group = {"targets": ["Linear"], "weights": {"num_bits": bits, "group_size": 32, "strategy": "group"}}
+    format = CompressedTensors({"config_groups": {"group_0": group}})
+    wanted = fake_quantize(weight, scale, zero, args).numpy()
+    np.testing.assert_allclose(numbers(format, packed, 24, 96), wanted, rtol=1e-6, atol=1e-7)
