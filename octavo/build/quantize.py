@@ -19,6 +19,7 @@ from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format
 from octavo.quant.fp8 import Fp8Checkpoint
 from octavo.quant.gptq import Gptq
+from octavo.quant.modelopt import ModelOpt
 from octavo.quant.online import GROUPS, Rounding, method_of
 
 log = logger(__name__)
@@ -31,6 +32,8 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "compressed-tensors": CompressedTensors,
     "fp8": Fp8Checkpoint,
     "fbgemm-fp8": Fp8Checkpoint,
+    "modelopt": ModelOpt,
+    "modelopt-fp4": ModelOpt,
 }
 """`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
 
