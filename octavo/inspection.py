@@ -46,7 +46,7 @@ _BESIDE = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_\w+|input_\w+|SCB|weight\.\w+|weight_format|weight)$"
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
-_STEP_TOKENS, _BASE_BYTES = 1024, 160 << 20
+_STEP_TOKENS, _BASE_BYTES = 1024, 110 << 20
 """Rows of the largest step by default; what an idle server takes without a model."""
 
 

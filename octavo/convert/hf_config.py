@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.config.arch import FULL, SLIDING
 from octavo.errors import UnsupportedModel
 from octavo.layers.rope import RopeParams, make_rope
 
@@ -42,6 +43,11 @@ def config_json(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[
     rope = made.get("rope_parameters")
     if isinstance(rope, dict):
         made["rope_parameters"] = _named(made, rope)
+        if (local := made.pop("rope_local_base_freq", None)) is not None:
+            made["rope_parameters"] = {
+                FULL: rope.get(FULL, rope),
+                SLIDING: {"rope_type": "default", "rope_theta": local},
+            }
     return made
 
 

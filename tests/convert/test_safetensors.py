@@ -52,7 +52,7 @@ def test_there_and_back(case: Case, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 2e-5 * max(1.0, float(expected.std()))
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Gemma2", "Phi3", "GPT2"])
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Gemma2", "Gemma3", "Phi3", "GPT2"])
 def test_transformers_reads_it(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
