@@ -1,4 +1,4 @@
-"""llama.cpp itself, where OCTAVO_LLAMA_CPP names the folder of its programs: each reads what the other writes."""
+"""llama.cpp itself, where OCTAVO_LLAMA_CPP names its programs' folder: each reads what the other writes."""
 
 from __future__ import annotations
 
