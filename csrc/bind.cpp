@@ -160,7 +160,8 @@ std::shared_ptr<Weight> pack_rounded(Pool& pool, std::shared_ptr<Arena> arena, c
 
 Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
                std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-               const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes) {
+               const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes,
+               std::shared_ptr<Mixture> mixture) {
   if (kind < 0 || kind > static_cast<int>(OpKind::take)) throw std::invalid_argument("octavo: no such op");
   const auto ref = [](const RefTuple& r) { return Ref{std::get<0>(r), std::get<1>(r), std::get<2>(r)}; };
   Node n;
@@ -177,6 +178,7 @@ Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, s
   n.j = ints[1];
   n.cache = cache;
   n.slopes = std::move(slopes);
+  n.mixture = std::move(mixture);
   return n;
 }
 
@@ -316,6 +318,32 @@ NB_MODULE(_native, m) {
       "inv_freq"_a, "long_inv_freq"_a, "magnitude"_a, "long_magnitude"_a, "dynamic_factor"_a, "base"_a,
       "switch_tokens"_a);
 
+  using Weights = std::vector<std::shared_ptr<Weight>>;
+  nb::class_<Mixture>(m, "Mixture")
+      .def(
+          "__init__",
+          [](Mixture* self, int64_t top_k, int scoring, bool renormalise, float scale, int activation, float limit,
+             Weights gate, Weights up, Weights down, std::shared_ptr<Weight> gate_bias, std::shared_ptr<Weight> up_bias,
+             std::shared_ptr<Weight> down_bias) {
+            if (scoring < 0 || scoring > static_cast<int>(Scoring::chosen) || activation < 0 ||
+                activation > static_cast<int>(Activation::quick_gelu))
+              throw std::invalid_argument("octavo: no such scoring or activation");
+            new (self) Mixture{top_k,
+                               static_cast<Scoring>(scoring),
+                               renormalise,
+                               scale,
+                               static_cast<Activation>(activation),
+                               limit,
+                               std::move(gate),
+                               std::move(up),
+                               std::move(down),
+                               std::move(gate_bias),
+                               std::move(up_bias),
+                               std::move(down_bias)};
+          },
+          nb::kw_only(), "top_k"_a, "scoring"_a, "renormalise"_a, "scale"_a, "activation"_a, "limit"_a, "gate"_a,
+          "up"_a, "down"_a, "gate_bias"_a.none(), "up_bias"_a.none(), "down_bias"_a.none());
+
   nb::class_<Plan>(m, "Plan")
       .def(
           "__init__",
@@ -335,12 +363,13 @@ NB_MODULE(_native, m) {
           "add",
           [](Plan& p, int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
              std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-             const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes) {
+             const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes,
+             std::shared_ptr<Mixture> mixture) {
             p.add(make_node(kind, in, out, std::move(weight), std::move(bias), std::move(rope), floats, ints, cache,
-                            std::move(slopes)));
+                            std::move(slopes), std::move(mixture)));
           },
           "kind"_a, "inputs"_a, "out"_a, "weight"_a.none(), "bias"_a.none(), "rope"_a.none(), "floats"_a, "ints"_a,
-          "cache"_a, "slopes"_a = std::vector<float>{})
+          "cache"_a, "slopes"_a = std::vector<float>{}, "mixture"_a.none() = nb::none())
       .def("allocate_cache", &Plan::allocate_cache, nb::call_guard<nb::gil_scoped_release>())
       .def("set_threads", &Plan::set_threads, "decode"_a, "prefill"_a)
       .def_prop_ro("decode_threads", &Plan::decode_threads)

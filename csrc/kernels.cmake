@@ -2,7 +2,7 @@
 # `kernel_options` and `kernel_definitions`. Chosen among at run time (select.cpp); nothing here is -march=native.
 # `parts` is the rest of the native code that knows no Python.
 set(here ${CMAKE_CURRENT_LIST_DIR})
-foreach(part pack plan plan_adapters plan_ops pool sampler sampler_passes store team)
+foreach(part mixture pack plan plan_adapters plan_experts plan_ops pool sampler sampler_passes store team)
   list(APPEND parts ${here}/${part}.cpp)
 endforeach()
 # The plainest first: of equal inline functions the linker keeps the first one's, which any processor runs.

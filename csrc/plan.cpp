@@ -10,8 +10,9 @@
 namespace octavo {
 namespace {
 
-constexpr const char* kNames[] = {"embedding",  "linear", "rms_norm",   "layer_norm", "add",       "mul",     "scale",
-                                  "activation", "gated",  "rope_table", "rotate",     "attention", "softcap", "take"};
+constexpr const char* kNames[] = {"embedding", "linear",     "rms_norm",     "layer_norm", "add",    "mul",
+                                  "scale",     "activation", "gated",        "rope_table", "rotate", "attention",
+                                  "softcap",   "experts",    "sigmoid_gate", "take"};
 
 constexpr size_t kMostPartials = size_t{64} << 20;  // bytes
 
@@ -106,6 +107,12 @@ void Plan::check(const Node& n) const {
       same(!n.weight || (n.weight->is_vector() && n.weight->rows() == n.i));
       break;
     }
+    case OpKind::experts:
+      same(n.mixture && n.mixture->fits(in, n.in[1].width, out));
+      break;
+    case OpKind::sigmoid_gate:
+      same(in == out && n.in[1].width == 1);
+      break;
     default:
       same(in == out);
   }
@@ -115,6 +122,10 @@ void Plan::add(Node node) {
   check(node);
   if (node.kind == OpKind::linear) max_in_ = std::max(max_in_, node.weight->cols());
   if (node.kind == OpKind::attention) reserve_partials(node);
+  if (node.kind == OpKind::experts) {
+    reserve_experts(node);
+    node.i = node.mixture->alike();
+  }
   nodes_.push_back(std::move(node));
   seconds_.push_back(0);
   const bool quantized = nodes_.back().kind == OpKind::linear && nodes_.back().weight->packed().format != Format::dense;
@@ -160,7 +171,7 @@ void Plan::allocate_cache(int64_t blocks) {
 View Plan::logits() const { return view(nodes_.back().out); }
 
 size_t Plan::buffer_bytes() const {
-  size_t total = rounded_.bytes() + ordered_.bytes();
+  size_t total = rounded_.bytes() + ordered_.bytes() + gates_.bytes() + others_.bytes() + seen_.bytes();
   for (const Slot& s : slots_) total += s.memory.bytes();
   return total;
 }
@@ -252,6 +263,9 @@ std::vector<std::pair<std::string, double>> Plan::profile() const {
     std::string name = kNames[static_cast<int>(n.kind)];
     if (n.kind == OpKind::linear)
       name += " " + std::to_string(n.weight->rows()) + "x" + std::to_string(n.weight->cols());
+    if (n.kind == OpKind::experts)
+      name += " " + std::to_string(n.mixture->top_k) + "/" + std::to_string(n.mixture->experts()) + " of " +
+              std::to_string(n.mixture->gate.front()->rows()) + "x" + std::to_string(n.mixture->gate.front()->cols());
     out.emplace_back(name, seconds_[i]);
   }
   return out;
@@ -274,6 +288,10 @@ void Plan::execute(const Node& n) {
       return rotate(n);
     case OpKind::attention:
       return attention(n);
+    case OpKind::experts:
+      return experts(n);
+    case OpKind::sigmoid_gate:
+      return sigmoid_gate(n);
     case OpKind::take:
       return take(n);
     default:
@@ -302,26 +320,28 @@ void Plan::embedding(const Node& n) {
   });
 }
 
-void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
-  const int64_t stride = (x.width + 1) / 2 * 2;
+// Where rows that are rounded to bf16 stand in `room`.
+void Plan::lay_bf16(float* room, LinearArgs& args) const {
   const bool dense = args.weight.dtype == Dtype::bf16 && args.weight.format == Format::dense;
-  const bool dot = kernels_->bf16_dot && (dense || is_fp8(args.weight.format));
-  auto* halves = rounded_.as<uint16_t>();
-  auto* floats = rounded_.as<float>();
-  over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      if (dot) kernels_->round_bf16(x.row(r), x.width, halves, rows, r);
-      else kernels_->round_bf16_f32(x.row(r), floats + r * stride, x.width);
-    }
-  });
-  args.x_stride = stride;
-  args.x = floats;
-  if (dot) args.x_bf16 = halves;
+  args.x_stride = (args.weight.cols + 1) / 2 * 2;
+  args.x = room;
+  if (kernels_->bf16_dot && (dense || is_fp8(args.weight.format))) args.x_bf16 = reinterpret_cast<uint16_t*>(room);
 }
 
-void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
-  const int64_t blocks = args.weight.blocks(), all = rows * blocks;
+void Plan::round_bf16(const View& x, int64_t rows, LinearArgs& args) {
   auto* floats = rounded_.as<float>();
+  lay_bf16(floats, args);
+  over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (args.x_bf16) kernels_->round_bf16(x.row(r), x.width, rounded_.as<uint16_t>(), rows, r);
+      else kernels_->round_bf16_f32(x.row(r), floats + r * args.x_stride, x.width);
+    }
+  });
+}
+
+// Where rows that are rounded to int8 stand in `room`.
+void Plan::lay_int8(int64_t rows, float* floats, LinearArgs& args) const {
+  const int64_t blocks = args.weight.blocks(), all = rows * blocks;
   args.x_int8 = {reinterpret_cast<int8_t*>(floats + (3 * all + rows + 15) / 16 * 16),
                  floats,
                  floats + all,
@@ -329,6 +349,10 @@ void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
                  floats + 3 * all,
                  blocks,
                  rows};
+}
+
+void Plan::quantize(const View& x, int64_t rows, LinearArgs& args) {
+  lay_int8(rows, rounded_.as<float>(), args);
   over_rows(rows, x.width, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) kernels_->quantize_row(x.row(r), x.width, args.weight, args.x_int8, r);
   });

@@ -12,6 +12,7 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "mixture.h"
 #include "pool.h"
 #include "team.h"
 
@@ -108,6 +109,8 @@ enum class OpKind : int {
   rotate,
   attention,
   softcap,
+  experts,
+  sigmoid_gate,
   take
 };
 
@@ -127,6 +130,7 @@ struct Node {
   int64_t cache = -1;
   std::vector<float> slopes;
   std::shared_ptr<RopeSpec> rope;
+  std::shared_ptr<Mixture> mixture;
   int site = -1;  // a linear's or embedding's number among those that adapters may change
   Ref adapted;    // and what they add to: of a matrix in pieces its last one has the whole output
 };
@@ -217,6 +221,23 @@ class Plan {
     std::vector<int32_t> tokens, logits;
   };
 
+  // A matrix, and where its inputs stand as it sees them.
+  struct Input {
+    const Weight* weight;
+    float* room;
+    LinearArgs args;
+    bool copied = false;  // as they are
+  };
+  // The rows of one expert in this step.
+  struct ExpertRun {
+    int64_t expert, row, rows;
+    Input gate, up, down;
+  };
+  struct ExpertTask {
+    const ExpertRun* run;
+    int64_t begin, end;  // tiles
+  };
+
   View view(const Ref& ref) const;
   int64_t rows_of(const Ref& ref) const;
   void check(const Node& node) const;
@@ -230,6 +251,8 @@ class Plan {
   void logits_linear(const LinearArgs& args);
   void round_bf16(const View& x, int64_t rows, LinearArgs& args);
   void quantize(const View& x, int64_t rows, LinearArgs& args);
+  void lay_bf16(float* room, LinearArgs& args) const;
+  void lay_int8(int64_t rows, float* room, LinearArgs& args) const;
   View ordered(const Node& node, int64_t rows);
   void norm(const Node& node);
   void elementwise(const Node& node);
@@ -244,6 +267,19 @@ class Plan {
   void adapt(const Node& node);
   LinearArgs adapter_args(const View& x, const int32_t* rows, int64_t n, const Weight& w);
   void adapt_rows(const Node& node, const AdapterSite& site, const int32_t* rows, int64_t n);
+  void sigmoid_gate(const Node& node);
+  void reserve_experts(const Node& node);
+  Input expert_input(const Weight& weight, const float* bias, View out, const ExpertRun& run, int half) const;
+  void see(const Input& in, const float* x, int64_t row) const;
+  template <class F>
+  void see_rows(int64_t width, F f);
+  template <class F>
+  void over_experts(int64_t tiles, size_t tile_bytes, F f);
+  void gate_columns(const Mixture& mixture, const ExpertRun& run, int64_t begin, int64_t end) const;
+  void route(const Node& node, int64_t tokens);
+  void start_experts(const Node& node, int64_t tokens);
+  void join_experts(const Mixture& mixture, const View& out, int64_t tokens);
+  void experts(const Node& node);
   template <class F>
   void over_rows(int64_t rows, int64_t cost, F f);
 
@@ -265,7 +301,12 @@ class Plan {
   BatchArrays batch_{};
   std::vector<SequenceSpan> spans_;
   std::vector<AttendPart> attend_parts_;
-  Memory partials_;  // attention that is split over the keys
+  Memory partials_;               // attention that is split over the keys
+  Memory gates_, others_, seen_;  // of experts, a row for every pair of a token and its expert
+  int64_t expert_in_ = 0;         // floats of a row in seen_
+  Routing routing_;
+  std::vector<ExpertRun> expert_runs_;
+  std::vector<ExpertTask> expert_tasks_;
   int sites_ = 0;
   std::vector<size_t> site_nodes_;
   std::vector<std::vector<AdapterSite>> adapters_;  // by place, then by site; empty: no adapter there

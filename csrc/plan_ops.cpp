@@ -55,6 +55,14 @@ void Plan::elementwise(const Node& n) {
   });
 }
 
+void Plan::sigmoid_gate(const Node& n) {
+  const View x = view(n.in[0]), gate = view(n.in[1]), out = view(n.out);
+  over_rows(rows_of(n.out), out.width, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      kernels_->scale(x.row(r), 1.0f / (1.0f + std::exp(-gate.row(r)[0])), out.row(r), out.width);
+  });
+}
+
 void Plan::rope_table(const Node& n) {
   const RopeSpec& rope = *n.rope;
   const View out = view(n.out);

@@ -113,6 +113,26 @@ class Rope:
         switch_tokens: int,
     ) -> None: ...
 
+class Mixture:
+    """A mixture of experts: octavo.ops.contract.ExpertsSpec with its weights, one of each kind an expert."""
+
+    def __init__(
+        self,
+        *,
+        top_k: int,
+        scoring: int,
+        renormalise: bool,
+        scale: float,
+        activation: int,
+        limit: float,
+        gate: Sequence[Weight],
+        up: Sequence[Weight],
+        down: Sequence[Weight],
+        gate_bias: Weight | None,
+        up_bias: Weight | None,
+        down_bias: Weight | None,
+    ) -> None: ...
+
 class Plan:
     """A forward pass as a flat list of ops over preallocated buffers (csrc/plan.h)."""
 
@@ -148,6 +168,7 @@ class Plan:
         ints: Sequence[int],
         cache: int,
         slopes: Sequence[float],
+        mixture: Mixture | None = None,
     ) -> None:
         """Append one op; see octavo/ops/native.py for the numbers."""
 

@@ -23,8 +23,8 @@ from octavo.models import names
 from octavo.models.names import Source
 from octavo.ops.contract import Param
 from octavo.ops.joining import join
-from octavo.ops.layouts import FLOATS, Dense, Layout, f32_to_bf16
-from octavo.quant.format import Format, Tensors
+from octavo.ops.layouts import FLOATS, Dense, Experts, Layout, f32_to_bf16
+from octavo.quant.format import Format, Store, Tensors, tensor_name
 from octavo.quant.online import Rounding
 from octavo.weights.checkpoint import Checkpoint
 from octavo.weights.dummy import DummyWeights
@@ -104,7 +104,8 @@ def located(model: Decoder, checkpoint: Checkpoint) -> dict[str, list[Callable[[
     _refuse_left_over(checkpoint, present - used, lambda name: names.may_be_unused(model, name))
     return {
         item.param.name: [
-            partial(_part, item, part, name, checkpoint) for part, name in enumerate(item.names)
+            partial(_part, item, part, name, _store(item, part, checkpoint))
+            for part, name in enumerate(item.names)
         ]
         for item in found
     }
@@ -116,10 +117,9 @@ class _Piece:
 
     names: tuple[str, ...]
     stem: str = ""
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        return tuple(name[len(self.stem) + 1 :] for name in self.names)
+    suffixes: tuple[str, ...] = ()
+    rows: str = ""
+    """Which rows of a stack of experts: a word of names.STACKED; empty: no stack."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,20 @@ class _Found:
 def _find(
     param: Param, source: Source, present: set[str], stored: Format | None
 ) -> tuple[_Piece | None, ...]:
-    quantized = stored if len(param.shape) == 2 else None
+    quantized = stored if param.kind != "vector" else None
     return tuple(_piece(spellings, present, quantized) for spellings in source.names)
 
 
 def _piece(spellings: tuple[str, ...], present: set[str], stored: Format | None) -> _Piece | None:
     """The first spelling that the checkpoint has, quantized or plain."""
-    for name in spellings:
+    for spelling in spellings:
+        name, _, rows = spelling.partition(":")
         stem = name.removesuffix(".weight")
         suffixes = stored.suffixes(stem, present) if stored else ()
         if suffixes:
-            return _Piece(tuple(f"{stem}.{suffix}" for suffix in suffixes), stem)
+            return _Piece(tuple(tensor_name(stem, suffix) for suffix in suffixes), stem, suffixes, rows)
         if name in present:
-            return _Piece((name,))
+            return _Piece((name,), rows=rows)
     return None
 
 
@@ -217,6 +218,9 @@ def _read(
     stored: Format | None,
 ) -> Iterator[tuple[Param, Layout]]:
     for item in found:
+        if item.source.experts:
+            yield from _read_experts(item, checkpoint, dtype, on_bytes, roundings, stored)
+            continue
         size = sum(checkpoint.get(name).nbytes for name in item.names)
         rounding = roundings.get(item.param.name)
         tensor: Layout
@@ -233,6 +237,78 @@ def _read(
         for name in item.names:
             checkpoint.release(name)
         on_bytes(size)
+
+
+def _read_experts(
+    item: _Found,
+    checkpoint: Checkpoint,
+    dtype: str,
+    on_bytes: Callable[[int], None],
+    roundings: Mapping[str, Rounding],
+    stored: Format | None,
+) -> Iterator[tuple[Param, Layout]]:
+    """A Param with a part for each expert, made when it is asked for, its pages given back thereafter."""
+    rounding = roundings.get(item.param.name)
+    pieces = item.pieces
+
+    def make(expert: int) -> Layout:
+        piece, store = pieces[expert], _store(item, expert, checkpoint)
+        if piece.stem and stored:
+            tensors = Tensors(piece.stem, piece.suffixes, store)
+            return stored.read(tensors, item.param.shape[1], item.param.shape[2])
+        plain = _part(item, expert, piece.names[0], store)
+        plain = _converted(plain, item, "float32" if rounding else dtype, checkpoint)
+        return rounding(plain) if rounding else plain
+
+    def done(expert: int) -> None:
+        for name in pieces[expert].names:
+            checkpoint.release(name)
+        share = item.param.shape[0] if pieces[expert].rows else 1
+        on_bytes(sum(checkpoint.get(name).nbytes for name in pieces[expert].names) // share)
+
+    if item.param.kind == "vector":
+        yield item.param, Dense(np.stack([make(e).dequantize() for e in range(len(pieces))]), "float32")
+        return
+    count, rows, cols = item.param.shape
+    yield item.param, Experts((count, rows, cols), make, done)
+
+
+@dataclass(frozen=True)
+class _OneExpert:
+    """The tensors of one expert, where a checkpoint stacks those of all `count`: [count, rows, ...], or
+    `turned` [count, columns, rows].
+    """
+
+    checkpoint: Checkpoint
+    expert: int
+    count: int
+    rows: str
+    turned: bool
+
+    def get(self, name: str) -> Dense:
+        """The expert's rows of a tensor."""
+        tensor = self.checkpoint.get(name)
+        if tensor.data.ndim < 2 or len(tensor.data) != self.count:
+            raise CheckpointError(
+                f"Tensor {name} in {self.file_of(name)} has shape {_shape(tensor.shape)}, expected "
+                f"{self.count} experts.",
+                hint="Does config.json belong to this checkpoint?",
+            )
+        one = tensor.data[self.expert]
+        one = one.T if self.turned else one
+        return Dense(one[names.STACKED[self.rows](len(one))], tensor.dtype)
+
+    def file_of(self, name: str) -> Path:
+        return self.checkpoint.file_of(name)
+
+
+def _store(item: _Found, part: int, checkpoint: Checkpoint) -> Store:
+    """Where the tensors of one part are got from."""
+    piece = item.pieces[part]
+    if not piece.rows:
+        return checkpoint
+    turned = item.source.transpose and not piece.stem
+    return _OneExpert(checkpoint, part, item.param.shape[0], piece.rows, turned)
 
 
 def _decoded(item: _Found, checkpoint: Checkpoint, dtype: str, stored: Format) -> Layout:
@@ -255,15 +331,26 @@ def _made(
     roundings: Mapping[str, Rounding],
 ) -> Iterator[tuple[Param, Layout]]:
     for param in params:
+        rounding = roundings.get(param.name)
+        if param.kind == "experts":
+            yield param, _made_experts(dummy.experts(param), rounding)
+            continue
         tensor = dummy.make(param)
         size = tensor.nbytes
-        rounding = roundings.get(param.name)
         yield param, rounding(tensor) if rounding else tensor
         del tensor
         on_bytes(size)
 
 
-def _part(item: _Found, part: int, name: str, checkpoint: Checkpoint) -> Dense:
+def _made_experts(experts: Experts, rounding: Rounding | None) -> Experts:
+    def make(expert: int) -> Layout:
+        one = experts.make(expert)
+        return rounding(one) if rounding and isinstance(one, Dense) else one
+
+    return Experts(experts.shape, make)
+
+
+def _part(item: _Found, part: int, name: str, checkpoint: Store) -> Dense:
     """One tensor, checked, turned round if it is stored so."""
     tensor = checkpoint.get(name)
     expected = item.source.shape(part, item.param)
@@ -281,7 +368,8 @@ def _part(item: _Found, part: int, name: str, checkpoint: Checkpoint) -> Dense:
         )
     if tensor.dtype == "float64":
         tensor = Dense(tensor.data.astype(np.float32), "float32")
-    return Dense(tensor.data.T, tensor.dtype) if item.source.transpose else tensor
+    turned = item.source.transpose and not item.source.experts
+    return Dense(tensor.data.T, tensor.dtype) if turned else tensor
 
 
 def _joined(parts: list[Dense]) -> Dense:

@@ -20,6 +20,7 @@ from octavo.quant.format import Format
 from octavo.quant.fp8 import Fp8Checkpoint
 from octavo.quant.gptq import Gptq
 from octavo.quant.modelopt import ModelOpt
+from octavo.quant.mxfp4 import Mxfp4
 from octavo.quant.online import GROUPS, Rounding, method_of
 
 log = logger(__name__)
@@ -34,6 +35,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "fbgemm-fp8": Fp8Checkpoint,
     "modelopt": ModelOpt,
     "modelopt-fp4": ModelOpt,
+    "mxfp4": Mxfp4,
 }
 """`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
 
@@ -111,7 +113,7 @@ def roundings(model: Decoder, method: str | None) -> Mapping[str, Rounding]:
     careful = {id(model.embed.weight), id(model.head.weight)}
     found = {}
     for name, param in model.named_params():
-        if param.kind == "matrix" or id(param) in careful:
+        if (param.kind in ("matrix", "experts") and not param.exact) or id(param) in careful:
             bits = 8 if method == "int8" or id(param) in careful else 4
             found[name] = Rounding(bits, GROUPS[bits])
     return found

@@ -38,6 +38,10 @@ _LIMITS = {
     "num_attention_heads": 4096,
     "num_key_value_heads": 4096,
     "head_dim": 4096,
+    "num_experts": 4096,
+    "num_experts_per_tok": 4096,
+    "moe_intermediate_size": 1 << 20,
+    "shared_expert_intermediate_size": 1 << 20,
     "max_position_embeddings": 1 << 28,
     "sliding_window": 1 << 28,
 }
@@ -94,6 +98,28 @@ class Arch(msgspec.Struct, frozen=True, kw_only=True):
     def flag(self, key: str) -> bool:
         """A family's own true/false key; CheckpointError when it is something else."""
         return _flag(self.config, key)
+
+    def integer(self, key: str, least: int = 1) -> int:
+        """A family's own whole number; CheckpointError when it is something else."""
+        return _integer(self.config, key, least)
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A family's own list of whole numbers, empty for none; CheckpointError when it is something else."""
+        value = self.config.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(n) is int for n in value):
+            raise CheckpointError(f"config.json: {key} must be a list of whole numbers, not {value!r:.60}.")
+        return tuple(value)
+
+    def experts(self) -> tuple[int, int]:
+        """(experts of a layer, how many of them a token goes to)."""
+        count, top_k = self.integer("num_experts"), self.integer("num_experts_per_tok")
+        if top_k > count:
+            raise CheckpointError(
+                f"config.json: num_experts_per_tok {top_k} is more than num_experts {count}."
+            )
+        return count, top_k
 
     def number(self, key: str) -> float:
         """A family's own positive number; CheckpointError when it is something else."""
@@ -216,6 +242,11 @@ def _with_defaults(config: dict[str, Any], family: FamilyConfig) -> dict[str, An
         values.pop(ours, None)
         if theirs in config:
             values[ours] = config[theirs]
+    for theirs, ours in family.aliases.items():
+        if theirs in config:
+            values.setdefault(ours, config[theirs])
+    if values.get("sliding_window") == 0:  # what transformers writes for none
+        values["sliding_window"] = None
     for key, default in family.defaults.items():
         if key not in values or (values[key] is None and key not in _NULLABLE):
             values[key] = default
@@ -230,6 +261,8 @@ _NULLABLE = (
     "final_logit_softcapping",
     "attn_logit_softcapping",
     "no_rope_layers",
+    "clip_qkv",
+    "mlp_only_layers",
 )
 """Keys whose null says something ("none", "as many as heads"); elsewhere null is the same as absent."""
 
@@ -305,6 +338,8 @@ def _without_rope(values: dict[str, Any], layers: int) -> set[int]:
 def _ropes(values: dict[str, Any], family: FamilyConfig) -> dict[str, dict[str, Any]]:
     """Rope parameters by layer type, whatever the spelling."""
     new, old = values.get("rope_parameters"), values.get("rope_scaling")
+    if not new and not old:
+        old = family.default_rope
     for key, given in (("rope_parameters", new), ("rope_scaling", old)):
         if given is not None and not isinstance(given, dict):
             raise CheckpointError(f"config.json: {key} must be an object, not {given!r:.60}.")

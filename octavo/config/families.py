@@ -30,6 +30,10 @@ class FamilyConfig:
     """The rope base of window layers, when it is another than that of the others."""
     stretched_positions: bool = False
     """`max_position_embeddings` is the length after rope scaling, whatever the rope type."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """A second key that checkpoints use -> ours, read where ours is absent."""
+    default_rope: dict[str, Any] | None = None
+    """The rope parameters of a config.json that has none."""
     wrapped: bool = False
     """The text model's configuration stands in `text_config`."""
 
@@ -242,6 +246,89 @@ _COHERE = {
     "use_qk_norm": False,
 }
 
+_MIXTRAL = {
+    **_MISTRAL,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1_000_000.0,
+    "sliding_window": None,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+
+_QWEN2_MOE = {
+    **_QWEN2,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": False,
+    "mlp_only_layers": None,
+    "qkv_bias": True,
+}
+
+_QWEN3_MOE = {
+    **_QWEN2_MOE,
+    "intermediate_size": 6144,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
+
+_OLMOE = {
+    **_COMMON,
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "clip_qkv": None,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+}
+
+_GPT_OSS = {
+    **_COMMON,
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150_000.0,
+    "attention_bias": True,
+    "sliding_window": 128,
+    "sliding_window_pattern": 2,
+    "num_experts": 128,
+    "num_experts_per_tok": 4,
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 7.0,
+}
+
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+_LOCAL_EXPERTS = {"num_local_experts": "num_experts"}
+
 _GPT2_SPELLING = {
     "hidden_size": "n_embd",
     "intermediate_size": "n_inner",
@@ -290,5 +377,20 @@ FAMILY_CONFIGS: dict[str, FamilyConfig] = {
     "StableLmForCausalLM": FamilyConfig("stablelm", _STABLELM, _LAYER_NORM_SPELLING, typed_layers=False),
     "PhiForCausalLM": FamilyConfig("phi", _PHI, _LAYER_NORM_SPELLING, typed_layers=False),
     "CohereForCausalLM": FamilyConfig("cohere", _COHERE, _LAYER_NORM_SPELLING, typed_layers=False),
+    "MixtralForCausalLM": FamilyConfig(
+        "mixtral", _MIXTRAL, layers="window", typed_layers=False, aliases=_LOCAL_EXPERTS
+    ),
+    "Qwen2MoeForCausalLM": FamilyConfig("qwen2_moe", _QWEN2_MOE, layers="qwen", aliases=_LOCAL_EXPERTS),
+    "Qwen3MoeForCausalLM": FamilyConfig(
+        "qwen3_moe", _QWEN3_MOE, layers="window", typed_layers=False, aliases=_LOCAL_EXPERTS
+    ),
+    "OlmoeForCausalLM": FamilyConfig("olmoe", _OLMOE, typed_layers=False, aliases=_LOCAL_EXPERTS),
+    "GptOssForCausalLM": FamilyConfig(
+        "gpt_oss",
+        _GPT_OSS,
+        layers="pattern",
+        aliases={**_LOCAL_EXPERTS, "experts_per_token": "num_experts_per_tok"},
+        default_rope=_GPT_OSS_ROPE,
+    ),
     "GPT2LMHeadModel": FamilyConfig("gpt2", _GPT2, _GPT2_SPELLING, rope=False),
 }

@@ -17,12 +17,20 @@ from octavo.models.names import LLAMA
 from octavo.models.registry import family
 
 
-def llama_like(c: Arch, attention: Callable[[int], Layer], *, mlp_bias: bool = False) -> Decoder:
-    """The decoder that Llama made common: RMSNorm before each half, a gated feed-forward, any attention."""
+def llama_like(
+    c: Arch,
+    attention: Callable[[int], Layer],
+    *,
+    mlp_bias: bool = False,
+    mlp: Callable[[int], Layer] | None = None,
+) -> Decoder:
+    """The decoder that Llama made common: RMSNorm before each half, any attention, a gated feed-forward or
+    what `mlp` makes for a layer.
+    """
     norm = partial(RMSNorm, c.hidden, c.eps)
 
     def block(i: int) -> PreNorm:
-        return PreNorm(attention(i), GatedMLP(c.hidden, c.ffn, c.act, bias=mlp_bias), norm)
+        return PreNorm(attention(i), mlp(i) if mlp else GatedMLP(c.hidden, c.ffn, c.act, bias=mlp_bias), norm)
 
     return Decoder(c, block, norm=norm())
 

@@ -9,7 +9,8 @@ comes from the format.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from octavo.layers.decoder import Decoder
 from octavo.models import registry
@@ -18,6 +19,15 @@ from octavo.ops.contract import Param
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _LAYER = re.compile(r"\.(\d+)\.")
 
+STACKED: dict[str, Callable[[int], slice]] = {
+    "all": lambda rows: slice(0, rows),
+    "first": lambda rows: slice(0, rows // 2),
+    "second": lambda rows: slice(rows // 2, rows),
+    "even": lambda rows: slice(0, rows, 2),
+    "odd": lambda rows: slice(1, rows, 2),
+}
+"""Which rows of a stacked tensor's matrices are meant."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -25,15 +35,19 @@ class Source:
 
     `names[p]` are the spellings of part p, best first; the first that the checkpoint has is meant. Part p
     has the shape `(rows[p], *param.shape[1:])`, or with `transpose` (a Conv1D's weight) that shape turned
-    round.
+    round. Of `experts` part p is expert p; a spelling that ends with `:` and a word of STACKED is a tensor
+    of all experts [experts, ...], which alone `transpose` then speaks of.
     """
 
     names: tuple[tuple[str, ...], ...]
     rows: tuple[int, ...]
     transpose: bool = False
+    experts: bool = False
 
     def shape(self, part: int, param: Param) -> tuple[int, ...]:
         """The shape that the checkpoint must give part `part` of `param`."""
+        if self.experts:
+            return param.shape[1:]
         shape = (self.rows[part], *param.shape[1:])
         return shape[::-1] if self.transpose else shape
 
@@ -46,17 +60,32 @@ class Names:
     the table's names, best first; the table is written with `roots[0]`, and a checkpoint of the bare model
     or of a wrapper says another. `transposed`: our paths (last words) whose weights are stored [in, out].
     `unused`: regular expressions of tensors that may be left over without complaint; they match anywhere in
-    the name.
+    the name. `|` in the table stands between spellings. `experts`: spellings of what stands there once for
+    each expert (our path with its last word), `{e}` the expert's number, or `:` and a word of STACKED behind.
     """
 
     table: dict[str, str]
     roots: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
     transposed: tuple[str, ...] = ()
     unused: tuple[str, ...] = (r"rotary_emb\.inv_freq$",)
+    experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def but(self, table: dict[str, str], *, unused: tuple[str, ...] = ()) -> Names:
+    def but(
+        self,
+        table: dict[str, str],
+        *,
+        unused: tuple[str, ...] = (),
+        experts: dict[str, tuple[str, ...]] | None = None,
+        transposed: tuple[str, ...] = (),
+    ) -> Names:
         """These names with some replaced, and more tensors that may be left over."""
-        return replace(self, table={**self.table, **table}, unused=self.unused + unused)
+        return replace(
+            self,
+            table={**self.table, **table},
+            unused=self.unused + unused,
+            experts=self.experts | (experts or {}),
+            transposed=self.transposed + transposed,
+        )
 
 
 LLAMA = Names(
@@ -77,18 +106,36 @@ LLAMA = Names(
 """The names that Llama made common; other families say what they change: `LLAMA.but({...})`."""
 
 
+_STACK = "model.layers.{i}.mlp.experts"
+QWEN_EXPERTS: dict[str, tuple[str, ...]] = {
+    "blocks.{i}.mlp.gate": (f"{_STACK}.{{e}}.gate_proj", f"{_STACK}.gate_up_proj:first"),
+    "blocks.{i}.mlp.up": (f"{_STACK}.{{e}}.up_proj", f"{_STACK}.gate_up_proj:second"),
+    "blocks.{i}.mlp.down": (f"{_STACK}.{{e}}.down_proj", f"{_STACK}.down_proj:all"),
+}
+"""The names that Qwen's experts made common."""
+
+
 def sources(model: Decoder, param: Param) -> Source:
     """Where `param` (already named by declare) stands. KeyError when the family's table forgets it."""
     names = names_of(model)
     key, number = key_of(param)
     suffix = param.name.rpartition(".")[2]
-    written = names.table[key].replace("{i}", number)
+    word = suffix.removesuffix("_bias")
+    if f"{key}.{word}" in names.experts:
+        spellings = names.experts[f"{key}.{word}"]
+        bias = suffix.endswith("_bias")
+        count = param.shape[0]
+        numbered = [one.replace("{i}", number) for one in spellings]
+        spelled = tuple(_expert(numbered, e, bias, names.roots) for e in range(count))
+        return Source(spelled, (1,) * count, word in names.transposed and not bias, experts=True)
+    written, *others = names.table[key].replace("{i}", number).split("|")
     stems = expand(written)
     parts = param.parts if len(stems) > 1 else (param.shape[0],)
     if len(parts) != len(stems):
         raise KeyError(f"{param.name}: {len(parts)} parts, but {written} names {len(stems)} tensors")
     extra = _tied_spellings(model, param, names)
-    spelled = tuple(_spell(f"{stem}.{suffix}", names.roots) + extra for stem in stems)
+    more = tuple(name for other in others for name in _spell(f"{other}.{suffix}", names.roots))
+    spelled = tuple(_spell(f"{stem}.{suffix}", names.roots) + more + extra for stem in stems)
     transpose = len(param.shape) == 2 and key.rsplit(".", 1)[-1] in names.transposed
     return Source(spelled, parts, transpose)
 
@@ -120,6 +167,16 @@ def expand(written: str) -> tuple[str, ...]:
         return (written,)
     head, tail = written[: found.start()], written[found.end() :]
     return tuple(f"{head}{word}{tail}" for word in found.group(1).split(","))
+
+
+def _expert(spellings: list[str], expert: int, bias: bool, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """All spellings of one expert's weight or bias."""
+    found: list[str] = []
+    for spelling in spellings:
+        stem, colon, rows = spelling.replace("{e}", str(expert)).partition(":")
+        suffix = ("_bias" if bias else "") if colon else ".bias" if bias else ".weight"
+        found += [f"{name}{colon}{rows}" for name in _spell(f"{stem}{suffix}", roots)]
+    return tuple(found)
 
 
 def _spell(name: str, roots: tuple[str, ...]) -> tuple[str, ...]:

@@ -28,12 +28,15 @@ class Param:
     axis: int | None = None
     """The axis that sharding cuts; None: every rank holds it whole."""
     kind: str = "vector"
-    """`vector` (norm, bias; kept float32), `matrix` ([out, in], read by linear), `table` ([rows, width])."""
+    """`vector` (norm, bias; kept float32), `matrix` ([out, in], read by linear), `table` ([rows, width]),
+    `experts` ([experts, out, in], one matrix each)."""
     name: str = ""
     """The path in the model, e.g. `blocks.3.attention.qkv.weight`; set once by declare."""
     parts: tuple[int, ...] = ()
     """Rows of the pieces that stand one below the other (query, key, value); empty: one piece. A checkpoint
     may hold them apart, and sharding along axis 0 cuts each by itself."""
+    exact: bool = False
+    """Never rounded by --quantization: a small matrix whose errors decide much (a router)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,49 @@ class AttentionSpec:
     """score = cap * tanh(score / cap), before the mask (Gemma 2)."""
     slopes: tuple[float, ...] | None = None
     """ALiBi, one per head: score += slope * (key's position - query's). Press et al. 2022."""
+
+
+SCORINGS = ("softmax", "sigmoid", "chosen")
+"""How scores become shares: softmax over all experts, sigmoid of each, softmax over those chosen."""
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """A mixture of experts: y = sum over the `top_k` experts with the largest scores of share * expert(x).
+
+    An expert is down(f(gate(x)) * up(x)), f an activation; with a `limit` down(f(min(gate(x), limit)) *
+    (clip(up(x), -limit, limit) + 1)), as gpt-oss has it. Of equal scores the lower number is chosen. Shazeer
+    et al. 2017; Jiang et al. 2024 (Mixtral).
+    """
+
+    experts: int
+    top_k: int
+    scoring: str = "softmax"
+    """One of SCORINGS."""
+    renormalise: bool = False
+    """Shares are divided by the sum of the chosen ones."""
+    scale: float = 1.0
+    """A factor on all shares."""
+    activation: str = "silu"
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class ExpertsParams:
+    """The weights of a mixture: gate and up [experts, ffn, width], down [experts, width, ffn], biases
+    [experts, out]."""
+
+    gate: Param
+    up: Param
+    down: Param
+    gate_bias: Param | None = None
+    up_bias: Param | None = None
+    down_bias: Param | None = None
+
+    def all(self) -> tuple[Param, ...]:
+        """Those that there are."""
+        found = (self.gate, self.up, self.down, self.gate_bias, self.up_bias, self.down_bias)
+        return tuple(param for param in found if param is not None)
 
 
 @dataclass(frozen=True)
@@ -195,6 +241,15 @@ class Ops(Protocol):
 
     def softcap(self, x: Value, cap: float) -> Value:
         """cap * tanh(x / cap)."""
+
+    def experts(self, x: Value, scores: Value, weights: ExpertsParams, spec: ExpertsSpec) -> Value:
+        """A mixture of experts: x [n, width], scores [n, experts] -> [n, width]; see ExpertsSpec.
+
+        A token's experts are summed in the order of their numbers, in float32.
+        """
+
+    def sigmoid_gate(self, x: Value, gate: Value) -> Value:
+        """x [n, width] * sigmoid(gate [n, 1])."""
 
     def take(self, x: Value, rows: Value) -> Value:
         """x[rows]."""

@@ -12,10 +12,21 @@ from numpy.typing import NDArray
 from octavo import _native
 from octavo.errors import ConfigError
 from octavo.ops.adapters import AdapterPart, AdapterParts
-from octavo.ops.contract import ACTIVATIONS, AttentionSpec, Batch, Limits, Param, Precision, Rope
+from octavo.ops.contract import (
+    ACTIVATIONS,
+    SCORINGS,
+    AttentionSpec,
+    Batch,
+    ExpertsSpec,
+    Limits,
+    Param,
+    Precision,
+    Rope,
+)
 from octavo.ops.layouts import (
     BLOCK,
     Dense,
+    Experts,
     Layout,
     Online,
     Stack,
@@ -38,11 +49,13 @@ _KINDS = (
     "rotate",
     "attention",
     "softcap",
+    "experts",
+    "sigmoid_gate",
     "take",
 )
 """The order of OpKind in csrc/plan.h."""
 
-_IN_PLACE = {"add", "mul", "scale", "activation", "softcap", "rms_norm", "layer_norm"}
+_IN_PLACE = {"add", "mul", "scale", "activation", "softcap", "rms_norm", "layer_norm", "sigmoid_gate"}
 """Ops that read an element before they write it: the result may take the place of an input that ends here."""
 
 Ref = tuple[int, int, int]
@@ -64,15 +77,15 @@ def choose_isa(name: str | None = None) -> str:
 def pack(pool: _native.Pool, arena: _native.Arena, param: Param, layout: Layout, isa: str) -> _native.Weight:
     """A weight in the kernels' form; the layout's own memory is not kept."""
     if param.kind == "vector":
-        return _native.Weight.vector(arena, np.ascontiguousarray(layout.dequantize()))
+        return _native.Weight.vector(arena, np.ascontiguousarray(layout.dequantize().reshape(-1)))
     if isinstance(layout, Dense):
         return _dense(pool, arena, layout)
     if isinstance(layout, Online):
         source = np.ascontiguousarray(layout.dense.data)
         bits, group = f"int{layout.bits}", -(-min(layout.group, layout.shape[1]) // BLOCK) * BLOCK
         return _native.Weight.rounded(pool, arena, isa, source, layout.dense.dtype, bits, group)
-    if isinstance(layout, Stack):
-        raise TypeError("the parts of a stack are packed one by one")
+    if isinstance(layout, Stack | Experts):
+        raise TypeError("the parts of a stack and experts are packed one by one")
     return pack_quantized(pool, arena, layout)
 
 
@@ -81,7 +94,8 @@ def _dense(pool: _native.Pool, arena: _native.Arena, layout: Dense) -> _native.W
 
 
 def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:
-    """The packed weights of a Param: itself, or a Stack's parts, which stand under `name#0`, `name#1`."""
+    """The packed weights of a Param: itself, or a Stack's parts or experts, which stand under `name#0`,
+    `name#1`."""
     if name in weights:
         return [name]
     found: list[str] = []
@@ -93,7 +107,15 @@ def _piece_names(name: str, weights: Mapping[str, object]) -> list[str]:
 def _named_pieces(
     param: Param, layout: Layout, weights: Mapping[str, _native.Weight]
 ) -> Iterator[tuple[str, Layout]]:
-    """What is packed for a Param, by name: a Stack's parts one by one, and its bias cut as they are."""
+    """What is packed for a Param, by name: a Stack's parts one by one, and its bias cut as they are; experts
+    one by one."""
+    if isinstance(layout, Experts):
+        for e, one in enumerate(layout):
+            yield (
+                f"{param.name}#{e}",
+                Dense.of(one.dequantize(), "float32") if isinstance(one, Stack) else one,
+            )
+        return
     if isinstance(layout, Stack):
         for i, part in enumerate(layout.parts):
             yield f"{param.name}#{i}", part
@@ -156,13 +178,13 @@ class NativeRunnable:
         matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
         self.step_bytes = sum(
             weights[name].nbytes for matrix in matrices for name in _piece_names(matrix.name, weights)
-        )
-        """Bytes of packed matrices that every step reads; the rows that a table gives do not count."""
+        ) + sum(_chosen_bytes(node, weights) for node in graph.nodes if node.op == "experts")
+        """Bytes of packed matrices that a step of one token reads; rows that a table gives do not count."""
 
     def _weights(
         self, graph: Graph, tensors: Iterable[tuple[Param, Layout]], packed: PackedFile | None
     ) -> dict[str, _native.Weight]:
-        params = (param for node in graph.nodes for param in (node.weight, node.bias) if param)
+        params = (param for node in graph.nodes for param in node.params())
         if packed and (found := packed.read(self.pool, {param.name for param in params})):
             return found
         arena = _native.Arena()
@@ -268,7 +290,7 @@ class Lowering:
             self._place(node)
             self._release(node)
         ints, floats = _numbers(node)
-        spec: AttentionSpec | None = node.attrs.get("spec")
+        spec: AttentionSpec | None = node.attrs["spec"] if node.op == "attention" else None
         for out, weight, bias in self._pieces(node):
             self.plan.add(
                 kind=_KINDS.index(node.op),
@@ -281,6 +303,7 @@ class Lowering:
                 ints=ints,
                 cache=spec.layer if spec else -1,
                 slopes=list(spec.slopes) if spec and spec.slopes else [],
+                mixture=_mixture(node, self.weights) if node.op == "experts" else None,
             )
         if node.op in ("linear", "embedding") and node.weight:
             key = (node.weight.name, node.op == "embedding")
@@ -345,6 +368,46 @@ _NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
 def _numbers(node: Node) -> tuple[list[int], list[float]]:
     ints, floats = _NUMBERS[node.op](node) if node.op in _NUMBERS else ((), ())
     return [*ints, 0, 0][:2], [*floats, 0.0, 0.0][:2]
+
+
+def _mixture(node: Node, weights: Mapping[str, _native.Weight]) -> _native.Mixture:
+    spec: ExpertsSpec = node.attrs["spec"]
+    params = node.experts
+    if params is None:
+        raise ValueError("a mixture without weights")
+
+    def each(param: Param) -> list[_native.Weight]:
+        return [weights[f"{param.name}#{e}"] for e in range(spec.experts)]
+
+    def added(param: Param | None) -> _native.Weight | None:
+        return None if param is None else weights[param.name]
+
+    return _native.Mixture(
+        top_k=spec.top_k,
+        scoring=SCORINGS.index(spec.scoring),
+        renormalise=spec.renormalise,
+        scale=spec.scale,
+        activation=ACTIVATIONS.index(spec.activation),
+        limit=spec.limit or 0.0,
+        gate=each(params.gate),
+        up=each(params.up),
+        down=each(params.down),
+        gate_bias=added(params.gate_bias),
+        up_bias=added(params.up_bias),
+        down_bias=added(params.down_bias),
+    )
+
+
+def _chosen_bytes(node: Node, weights: Mapping[str, _native.Weight]) -> int:
+    """Of the experts that one token chooses, as large as the average one."""
+    spec: ExpertsSpec = node.attrs["spec"]
+    total = sum(
+        weights[name].nbytes
+        for param in (node.experts.all() if node.experts else ())
+        if param.kind == "experts"
+        for name in _piece_names(param.name, weights)
+    )
+    return total * spec.top_k // spec.experts
 
 
 def _rope(rope: Rope) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ from octavo.ops.contract import (
     AttentionSpec,
     Batch,
     BatchValues,
+    ExpertsParams,
+    ExpertsSpec,
     Limits,
     Ops,
     Param,
@@ -21,7 +24,7 @@ from octavo.ops.contract import (
     Rope,
 )
 from octavo.ops.joining import pieces
-from octavo.ops.layouts import FLOATS, Dense, Layout, Online, bf16_to_f32, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Experts, Layout, Online, bf16_to_f32, f32_to_bf16
 from octavo.ops.rounding import cache_codes, round_input
 
 F32 = NDArray[Any]
@@ -37,7 +40,10 @@ class Model(Protocol):
 
 
 def settled(layout: Layout) -> Layout:
-    """A layout whose numbers are there: what is to be rounded while it is packed is rounded now."""
+    """A layout whose numbers are there: what is to be rounded while it is packed is rounded now, and experts
+    are made."""
+    if isinstance(layout, Experts):
+        return Experts.of([settled(one) for one in layout])
     return layout.rounded() if isinstance(layout, Online) else layout
 
 
@@ -143,6 +149,32 @@ _ACTIVATIONS: dict[str, Callable[[F32], F32]] = {
 """gelu and gelu_tanh: Hendrycks & Gimpel 2016; relu2: So et al. 2021."""
 
 
+def route(scores: F32, spec: ExpertsSpec) -> tuple[NDArray[np.intp], F32]:
+    """(experts, shares), each [n, top_k], of scores [n, experts]; a token's experts in the order of their
+    numbers."""
+    ranked = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+    chosen = np.sort(np.argsort(-ranked, axis=1, kind="stable")[:, : spec.top_k], axis=1)
+    there = np.take_along_axis(scores, chosen, axis=1)
+    if spec.scoring == "sigmoid":
+        shares = _sigmoid(there)
+    else:
+        most = there.max(axis=1, keepdims=True)
+        shares = np.exp(there - most)
+        total = shares if spec.scoring == "chosen" else np.exp(scores - most)
+        shares = shares / total.sum(axis=1, keepdims=True)
+    if spec.renormalise:
+        shares = shares / shares.sum(axis=1, keepdims=True)
+    return chosen, np.asarray(shares * np.float32(spec.scale), np.float32)
+
+
+def gate_experts(gate: F32, up: F32, spec: ExpertsSpec) -> F32:
+    """What an expert's down matrix sees."""
+    if spec.limit is not None:
+        limit = np.float32(spec.limit)
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit) + np.float32(1)
+    return _ACTIVATIONS[spec.activation](gate) * up
+
+
 class NumpyOps:
     """One step's ops: contract.Ops over arrays. `weights` maps Param names to layouts, `adapters` places to
     adapters.
@@ -176,18 +208,19 @@ class NumpyOps:
         return added
 
     def linear(self, x: F32, weight: Param, bias: Param | None = None) -> F32:
+        y = self._times(x, self.weights[weight.name], None if bias is None else self._weight(bias))
+        added: F32 = add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
+        return added
+
+    def _times(self, x: F32, layout: Layout, bias: F32 | None) -> F32:
         y = np.concatenate(
             [
                 round_input(x, part, self.precision) @ part.dequantize().T
-                for part in pieces(self.weights[weight.name])
+                for part in pieces(layout)
             ],
             axis=1,
         )
-        if bias is not None:
-            y = y + self._weight(bias)
-        y = np.asarray(y, np.float32)
-        added: F32 = add_adapters(y, x, weight.name, self.batch, self.adapters, self._product)
-        return added
+        return np.asarray(y if bias is None else y + bias, np.float32)
 
     def _product(self, x: F32, matrix: Dense) -> F32:
         seen = round_input(x, matrix, self.precision)
@@ -275,6 +308,29 @@ class NumpyOps:
 
     def softcap(self, x: F32, cap: float) -> F32:
         return np.asarray(np.float32(cap) * np.tanh(x / np.float32(cap)), np.float32)
+
+    def experts(self, x: F32, scores: F32, weights: ExpertsParams, spec: ExpertsSpec) -> F32:
+        chosen, shares = route(scores, spec)
+        out = np.zeros_like(x)
+        for expert in np.unique(chosen):
+            rows, which = np.nonzero(chosen == expert)
+            product = partial(self._expert, int(expert))
+            hidden = gate_experts(
+                product(x[rows], weights.gate, weights.gate_bias),
+                product(x[rows], weights.up, weights.up_bias),
+                spec,
+            )
+            out[rows] += shares[rows, which, None] * product(hidden, weights.down, weights.down_bias)
+        return out
+
+    def _expert(self, expert: int, x: F32, weight: Param, bias: Param | None) -> F32:
+        layout = self.weights[weight.name]
+        if not isinstance(layout, Experts):
+            raise TypeError(f"{weight.name} holds no experts")
+        return self._times(x, layout.make(expert), None if bias is None else self._weight(bias)[expert])
+
+    def sigmoid_gate(self, x: F32, gate: F32) -> F32:
+        return x * _sigmoid(gate)
 
     def take(self, x: F32, rows: NDArray[np.int32]) -> F32:
         return x[rows]

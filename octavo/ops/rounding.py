@@ -12,6 +12,7 @@ from octavo.ops.layouts import (
     BLOCK,
     Activation,
     Dense,
+    Experts,
     Fp8,
     Int4Group,
     Int8,
@@ -39,7 +40,7 @@ def round_input(x: F32, layout: Layout, precision: Precision) -> F32:
         return round_activation(x, layout.activation)
     if seen != "int8":
         return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
-    if isinstance(layout, Dense | Online | Stack):
+    if isinstance(layout, Dense | Online | Stack | Experts):
         return round_int8(x)
     order, block = input_order(layout), input_block(layout)
     if order is None:

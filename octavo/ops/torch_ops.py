@@ -13,9 +13,19 @@ from numpy.typing import NDArray
 
 from octavo.errors import ConfigError
 from octavo.ops.adapters import AdapterParts, add_adapters
-from octavo.ops.contract import AttentionSpec, Batch, BatchValues, Limits, Param, Precision, Rope
+from octavo.ops.contract import (
+    AttentionSpec,
+    Batch,
+    BatchValues,
+    ExpertsParams,
+    ExpertsSpec,
+    Limits,
+    Param,
+    Precision,
+    Rope,
+)
 from octavo.ops.joining import pieces
-from octavo.ops.layouts import Dense, Layout
+from octavo.ops.layouts import Dense, Experts, Layout
 from octavo.ops.reference import EIGHT_BITS, Model, inverse_frequencies, settled
 from octavo.ops.rounding import cache_codes, round_input
 
@@ -35,8 +45,11 @@ def _torch() -> Any:
 
 
 def to_tensor(layout: Layout) -> Tensor:
-    """A layout as a torch tensor in memory of its own: dense ones keep their dtype, others are widened."""
+    """A layout as a torch tensor in memory of its own: dense ones keep their dtype, others are widened.
+    Experts are a list of them."""
     torch = _torch()
+    if isinstance(layout, Experts):
+        return [to_tensor(one) for one in layout]
     if not isinstance(layout, Dense):
         return torch.from_numpy(np.array(layout.dequantize(), np.float32))
     if layout.dtype == "bfloat16":
@@ -93,10 +106,13 @@ class TorchOps:
         return self.torch.nn.functional.linear(x, to_tensor(matrix).float())
 
     def _linear(self, x: Tensor, weight: Param, bias: Param | None) -> Tensor:
-        quantized = self.quantized.get(weight.name)
         added = None if bias is None else self.weights[bias.name].float()
-        matrix = self.weights[weight.name].float()
-        if quantized is None:
+        return self._times(x, self.weights[weight.name], self.quantized.get(weight.name), added)
+
+    def _times(self, x: Tensor, weight: Tensor, quantized: Layout | None, added: Tensor | None) -> Tensor:
+        """x @ weight.T + added; `quantized` is the layout of a weight that is."""
+        matrix = weight.float()
+        if quantized is None or isinstance(quantized, Dense):
             x = x.bfloat16().float() if self.precision.activation == "bfloat16" else x
             return self.torch.nn.functional.linear(x, matrix, added)
         parts = pieces(quantized)
@@ -255,6 +271,40 @@ class TorchOps:
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return cap * self.torch.tanh(x / cap)
+
+    def experts(self, x: Tensor, scores: Tensor, weights: ExpertsParams, spec: ExpertsSpec) -> Tensor:
+        torch = self.torch
+        chosen = torch.sort(-scores, dim=1, stable=True).indices[:, : spec.top_k].sort(dim=1).values
+        there = scores.gather(1, chosen)
+        if spec.scoring == "softmax":
+            shares = scores.softmax(dim=1).gather(1, chosen)
+        else:
+            shares = there.sigmoid() if spec.scoring == "sigmoid" else there.softmax(dim=1)
+        if spec.renormalise:
+            shares = shares / shares.sum(dim=1, keepdim=True)
+        out = torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            rows, which = torch.where(chosen == expert)
+            hidden = self._gated_expert(x[rows], expert, weights, spec)
+            y = self._expert(expert, hidden, weights.down, weights.down_bias)
+            out[rows] += shares[rows, which, None] * spec.scale * y
+        return out
+
+    def _gated_expert(self, x: Tensor, expert: int, weights: ExpertsParams, spec: ExpertsSpec) -> Tensor:
+        gate = self._expert(expert, x, weights.gate, weights.gate_bias)
+        up = self._expert(expert, x, weights.up, weights.up_bias)
+        if spec.limit is not None:
+            gate, up = gate.clamp(max=spec.limit), up.clamp(-spec.limit, spec.limit) + 1
+        return self.activation(gate, spec.activation) * up
+
+    def _expert(self, expert: int, x: Tensor, weight: Param, bias: Param | None) -> Tensor:
+        layout = self.quantized.get(weight.name)
+        one = layout.make(expert) if isinstance(layout, Experts) else None
+        added = None if bias is None else self.weights[bias.name][expert].float()
+        return self._times(x, self.weights[weight.name][expert], one, added)
+
+    def sigmoid_gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        return x * gate.sigmoid()
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.ops.contract import AttentionSpec, BatchValues, Ops, Param, Rope
+from octavo.ops.contract import (
+    AttentionSpec,
+    BatchValues,
+    ExpertsParams,
+    ExpertsSpec,
+    Ops,
+    Param,
+    Rope,
+)
 
 
 @dataclass(eq=False)
@@ -19,7 +27,13 @@ class Node:
     inputs: tuple[Node, ...] = ()
     weight: Param | None = None
     bias: Param | None = None
+    experts: ExpertsParams | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
+
+    def params(self) -> tuple[Param, ...]:
+        """All that the op reads."""
+        found = tuple(param for param in (self.weight, self.bias) if param)
+        return found + (self.experts.all() if self.experts else ())
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ class TraceOps:
 
     def _record(self, op: str, width: int, *inputs: Node, **rest: Any) -> Node:
         rows = rest.pop("rows", None) or (inputs[0].rows if inputs else "tokens")
-        attrs = {k: rest.pop(k) for k in list(rest) if k not in ("weight", "bias")}
+        attrs = {k: rest.pop(k) for k in list(rest) if k not in ("weight", "bias", "experts")}
         node = Node(op, width, rows, inputs, attrs=attrs, **rest)
         self.nodes.append(node)
         return node
@@ -110,6 +124,19 @@ class TraceOps:
 
     def softcap(self, x: Node, cap: float) -> Node:
         return self._record("softcap", x.width, x, cap=cap)
+
+    def experts(self, x: Node, scores: Node, weights: ExpertsParams, spec: ExpertsSpec) -> Node:
+        count, ffn, width = weights.gate.shape
+        _expect(x.width == width, f"experts {weights.gate.name}: {x.width} into {weights.gate.shape}")
+        _expect(scores.width == count == spec.experts, f"experts: {scores.width} scores of {count}")
+        _expect(0 < spec.top_k <= count, f"experts: {spec.top_k} of {count}")
+        _expect(weights.up.shape == (count, ffn, width), f"experts: up is {weights.up.shape}")
+        _expect(weights.down.shape == (count, width, ffn), f"experts: down is {weights.down.shape}")
+        return self._record("experts", width, x, scores, experts=weights, spec=spec)
+
+    def sigmoid_gate(self, x: Node, gate: Node) -> Node:
+        _expect((gate.width, gate.rows) == (1, x.rows), f"sigmoid_gate: a gate of {gate.width}")
+        return self._record("sigmoid_gate", x.width, x, gate)
 
     def take(self, x: Node, rows: Node) -> Node:
         return self._record("take", x.width, x, rows, rows="logits")

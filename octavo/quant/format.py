@@ -50,6 +50,11 @@ class Format(Protocol):
         """
 
 
+def tensor_name(stem: str, suffix: str) -> str:
+    """The tensor of module `stem` that ends with `suffix`: behind a dot, but for one that begins with `_`."""
+    return f"{stem}{suffix}" if suffix.startswith("_") else f"{stem}.{suffix}"
+
+
 class Tensors:
     """The tensors of one quantized module; what is asked of them is checked first."""
 
@@ -63,7 +68,7 @@ class Tensors:
 
     def name(self, suffix: str) -> str:
         """The tensor's whole name."""
-        return f"{self.stem}.{suffix}"
+        return tensor_name(self.stem, suffix)
 
     def error(self, suffix: str, what: str, hint: str = "") -> CheckpointError:
         """An error that begins with the tensor and its file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError
@@ -33,7 +34,8 @@ class Rounding:
 
     def nbytes(self, param: Param) -> int:
         """Of what the matrix becomes."""
-        rows, cols = param.shape
+        cols = param.shape[-1]
+        rows = math.prod(param.shape[:-1])
         return rows * (-(-cols * self.bits // 8) + 2 * -(-cols // self.group))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.ops.contract import Param
-from octavo.ops.layouts import FLOATS, Dense, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Experts, f32_to_bf16
 
 _BLOCK = 1_048_573
 """Random values made once and repeated: a prime, so that no two rows of a matrix start at the same place."""
@@ -36,8 +36,20 @@ class DummyWeights:
                 np.resize(np.roll(self._block, -start) * 0.02 + centre, count).reshape(param.shape), "float32"
             )
         deviation = 0.02 if param.kind == "table" else 1.0 / math.sqrt(param.shape[-1])
-        block = self._stored(np.roll(self._block, -start) * np.float32(deviation))
-        return Dense(np.resize(block, count).reshape(param.shape), self.dtype)
+        return Dense(self._repeated(start, count, deviation).reshape(param.shape), self.dtype)
+
+    def experts(self, param: Param) -> Experts:
+        """The matrices of a mixture's experts, each beginning one number after the last."""
+        experts, rows, cols = param.shape
+        start = zlib.crc32(param.name.encode()) % _BLOCK
+        numbers = self._repeated(start, rows * cols + experts, 1.0 / math.sqrt(cols))
+        return Experts(
+            (experts, rows, cols),
+            lambda e: Dense(numbers[e : e + rows * cols].reshape(rows, cols), self.dtype),
+        )
+
+    def _repeated(self, start: int, count: int, deviation: float) -> NDArray[np.generic]:
+        return np.resize(self._stored(np.roll(self._block, -start) * np.float32(deviation)), count)
 
     def _stored(self, values: NDArray[np.float32]) -> NDArray[np.generic]:
         if self.dtype == "bfloat16":

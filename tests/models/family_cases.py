@@ -24,6 +24,7 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 GPT2 = {
     "vocab_size": VOCAB,
     "n_embd": 64,
@@ -172,6 +173,42 @@ CASES = (
     Case("stablelm-parallel", "StableLm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}),
     Case("phi", "Phi", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
     Case("cohere", "Cohere", {"logit_scale": 0.5}, published=True),
+    Case("mixtral", "Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}, published=True),
+    Case("mixtral-window", "Mixtral", {"num_local_experts": 3, "sliding_window": 12}, dtype="bfloat16"),
+    Case("qwen2-moe", "Qwen2Moe", {**MOE, "shared_expert_intermediate_size": 40}, published=True),
+    Case(
+        "qwen2-moe-mixed",
+        "Qwen2Moe",
+        {
+            **MOE,
+            "shared_expert_intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+        },
+    ),
+    Case("qwen3-moe", "Qwen3Moe", {**MOE, "head_dim": 16, "norm_topk_prob": True}, published=True),
+    Case("qwen3-moe-window", "Qwen3Moe", {**MOE, "use_sliding_window": True, "sliding_window": 9}),
+    Case("olmoe", "Olmoe", {"num_experts": 6, "num_experts_per_tok": 3, "attention_bias": True}),
+    Case("olmoe-all", "Olmoe", {"num_experts": 4, "num_experts_per_tok": 4, "norm_topk_prob": True}),
+    Case(
+        "gpt-oss",
+        "GptOss",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 10},
+    ),
+    Case(
+        "gpt-oss-limit",
+        "GptOss",
+        {
+            "num_local_experts": 4,
+            "head_dim": 16,
+            "swiglu_limit": 0.5,
+            **rope("yarn", factor=4.0, original_max_position_embeddings=64, truncate=False),
+        },
+        published=True,
+    ),
     Case("gpt2", "GPT2", GPT2, model="LMHeadModel"),
     Case("gpt2-bare", "GPT2", {**GPT2, "n_inner": 80}, model="LMHeadModel", base_only=True),
     Case(
@@ -279,7 +316,8 @@ def randomise(model: Any, seed: int) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    centred = type(model).__name__.startswith("Gemma")
+    kind = type(model).__name__
+    centred = kind.startswith("Gemma")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -287,6 +325,8 @@ def randomise(model: Any, seed: int) -> None:
                 # Embeddings are wide (one row is read); a matrix keeps the size of what goes through it.
                 wide = "embed" in name or "wte" in name or "wpe" in name
                 parameter.copy_(noise * (0.4 if wide else 1.4 * parameter.shape[1] ** -0.5))
+            elif parameter.ndim == 3:  # experts [experts, out, in], of gpt-oss turned round
+                parameter.copy_(noise * 1.4 * parameter.shape[1 if "GptOss" in kind else 2] ** -0.5)
             elif name.endswith("bias"):
                 parameter.copy_(noise * 0.2)
             else:

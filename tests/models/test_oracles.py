@@ -23,6 +23,7 @@ NAMES = (
     "llama-sharded",
     "llama-tied-f32",
     "mistral-swa",
+    "mixtral",
     "phi3",
     "qwen2",
     "qwen3",

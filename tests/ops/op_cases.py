@@ -19,6 +19,8 @@ from octavo.ops.contract import (
     ACTIVATIONS,
     AttentionSpec,
     Batch,
+    ExpertsParams,
+    ExpertsSpec,
     Limits,
     Ops,
     Param,
@@ -26,7 +28,7 @@ from octavo.ops.contract import (
     Rope,
     Value,
 )
-from octavo.ops.layouts import FLOATS, Dense, f32_to_bf16
+from octavo.ops.layouts import FLOATS, Dense, Experts, Layout, f32_to_bf16
 
 BLOCK_SIZE = 16
 BLOCKS = 12
@@ -39,7 +41,7 @@ class OpModel(Layer):
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
-        self.tensors: dict[str, Dense] = {}
+        self.tensors: dict[str, Layout] = {}
         self.specs: tuple[AttentionSpec, ...] = ()
         self.call: Callable[[Ops], Value] = lambda op: None
 
@@ -255,6 +257,42 @@ def two_layers() -> OpModel:
     return model
 
 
+def experts(
+    count: int, width: int, ffn: int, dtype: str = "float32", *, bias: bool = False, **more: Any
+) -> Callable[[], OpModel]:
+    """A mixture whose scores are noise, some of them equal."""
+
+    def build() -> OpModel:
+        model = OpModel(count * 1000 + ffn)
+        x = model.input("x", model.noise(40, width))
+        scores = model.noise(40, count)
+        scores[5:9] = np.round(scores[5:9])
+        scored = model.input("scores", scores)
+        spec = ExpertsSpec(count, **more)
+        sizes = {"gate": (ffn, width), "up": (ffn, width), "down": (width, ffn)}
+        params: dict[str, Param | None] = {}
+        for name, (out, inner) in sizes.items():
+            layouts = [
+                Dense.of(model.noise(out, inner) / np.float32(inner**0.5), dtype) for _ in range(count)
+            ]
+            params[name] = Param((count, out, inner), kind="experts", name=name)
+            setattr(model, name, params[name])
+            model.tensors[name] = Experts.of(list(layouts))
+            params[f"{name}_bias"] = model.param(f"{name}_bias", model.noise(count, out)) if bias else None
+        weights = ExpertsParams(**params)  # type: ignore[arg-type]
+        model.call = lambda op: op.experts(x(op), scored(op), weights, spec)
+        return model
+
+    return build
+
+
+def sigmoid_gate() -> OpModel:
+    model = OpModel()
+    x, gate = model.input("x", model.noise(6, 20)), model.input("gate", model.noise(6, 1) * 9)
+    model.call = lambda op: op.sigmoid_gate(x(op), gate(op))
+    return model
+
+
 def inv_freq(dim: int, base: float = 10000.0) -> tuple[float, ...]:
     return tuple(float(x) for x in (base ** -(np.arange(0, dim, 2) / dim)).astype(np.float32))
 
@@ -349,6 +387,20 @@ CASES = (
             (f"{activation}-head80", sinks(7, 1, 80, 1.0, softcap=3.0)),
         )
     ),
+    OpCase("sigmoid_gate", sigmoid_gate, SIX),
+    OpCase("experts", experts(6, 24, 40, top_k=2), PAGED),
+    OpCase("experts-odd", experts(5, 33, 17, top_k=3, scoring="chosen", bias=True), PAGED),
+    OpCase("experts-one", experts(1, 16, 16, top_k=1, scoring="sigmoid"), PAGED),
+    OpCase("experts-all", experts(3, 20, 48, top_k=3, renormalise=True, activation="gelu_tanh"), PAGED),
+    OpCase(
+        "experts-sigmoid", experts(9, 32, 32, top_k=4, scoring="sigmoid", renormalise=True, scale=2.5), PAGED
+    ),
+    OpCase(
+        "experts-limit",
+        experts(4, 48, 56, top_k=2, scoring="chosen", activation="quick_gelu", limit=0.7, bias=True),
+        PAGED,
+    ),
+    *(OpCase(f"experts-{d}", experts(40, 64, 48, d, top_k=4), PAGED) for d in FLOATS),
     OpCase("attention-bf16-head5", attention(6, 3, 5, window=9), PAGED, Precision(cache="bfloat16")),
     OpCase("attention-rounded", attention(4, 2, 24), PAGED, Precision("bfloat16", "bfloat16")),
     OpCase("attention-rounded-head5", attention(6, 2, 5, window=9), PAGED, Precision("bfloat16", "bfloat16")),

@@ -14,6 +14,7 @@ from octavo.ops.layouts.dense import (
     smallest_float,
     unpack4,
 )
+from octavo.ops.layouts.experts import Experts
 from octavo.ops.layouts.groups import (
     BLOCK,
     Grouped,
@@ -30,7 +31,7 @@ from octavo.ops.layouts.online import Online
 from octavo.ops.layouts.stack import Stack
 from octavo.ops.layouts.tables import Fp8, Lut4, fp8_table
 
-Layout = Dense | Int8 | Int4Group | IntBits | Lut4 | Fp8 | Online | Stack
+Layout = Dense | Int8 | Int4Group | IntBits | Lut4 | Fp8 | Online | Stack | Experts
 
 __all__ = [
     "BLOCK",
@@ -38,6 +39,7 @@ __all__ = [
     "FLOATS",
     "Activation",
     "Dense",
+    "Experts",
     "Fp8",
     "Grouped",
     "Int4Group",

@@ -1,4 +1,4 @@
-"""Layouts around others: what is rounded while it is packed, and the experts of a mixture."""
+"""What is rounded while it is packed."""
 
 from __future__ import annotations
 
