@@ -214,10 +214,7 @@ class NumpyOps:
 
     def _times(self, x: F32, layout: Layout, bias: F32 | None) -> F32:
         y = np.concatenate(
-            [
-                round_input(x, part, self.precision) @ part.dequantize().T
-                for part in pieces(layout)
-            ],
+            [round_input(x, part, self.precision) @ part.dequantize().T for part in pieces(layout)],
             axis=1,
         )
         return np.asarray(y if bias is None else y + bias, np.float32)
