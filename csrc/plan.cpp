@@ -320,6 +320,11 @@ void Plan::embedding(const Node& n) {
   });
 }
 
+Seen Plan::seen_by(const PackedMatrix& w) const {
+  if (w.format == Format::dense || is_fp8(w.format)) return rounding_.dense;
+  return rounding_.stated && w.inputs != Inputs::block ? Seen::int8 : rounding_.quantized;
+}
+
 // Where rows that are rounded to bf16 stand in `room`.
 void Plan::lay_bf16(float* room, LinearArgs& args) const {
   const bool dense = args.weight.dtype == Dtype::bf16 && args.weight.format == Format::dense;
@@ -379,10 +384,9 @@ void Plan::linear(const Node& n) {
   LinearArgs args{
       n.weight->packed(), n.bias ? n.bias->values() : nullptr, view(n.out), rows, x.data, nullptr, x.stride, {}};
   const PackedMatrix& w = args.weight;
-  const bool quantized = w.format != Format::dense && !is_fp8(w.format);
-  const bool stated = rounding_.stated && w.inputs != Inputs::block;
-  if (quantized && (stated || rounding_.quantized == Seen::int8)) quantize(x, rows, args);
-  else if ((quantized ? rounding_.quantized : rounding_.dense) == Seen::bf16) round_bf16(x, rows, args);
+  const Seen seen = seen_by(w);
+  if (seen == Seen::int8) quantize(x, rows, args);
+  else if (seen == Seen::bf16) round_bf16(x, rows, args);
   if (&n == &nodes_.back() && !adapted(n)) return logits_linear(args);
   const int64_t tiles = w.tiles();
   const int64_t most = rows >= 32 ? (tiles + 3) / 4 : std::min<int64_t>(tiles, int64_t{32} * pool_->size());

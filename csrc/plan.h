@@ -251,6 +251,7 @@ class Plan {
   void logits_linear(const LinearArgs& args);
   void round_bf16(const View& x, int64_t rows, LinearArgs& args);
   void quantize(const View& x, int64_t rows, LinearArgs& args);
+  Seen seen_by(const PackedMatrix& weight) const;
   void lay_bf16(float* room, LinearArgs& args) const;
   void lay_int8(int64_t rows, float* room, LinearArgs& args) const;
   View ordered(const Node& node, int64_t rows);

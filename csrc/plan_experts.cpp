@@ -27,11 +27,10 @@ Plan::Input Plan::expert_input(const Weight& weight, const float* bias, View out
   Input in{&weight, seen_.as<float>(), {weight.packed(), bias, out, run.rows, nullptr, nullptr, 0, {}}};
   in.room += half * static_cast<int64_t>(seen_.bytes() / 128 * 16) + run.row * expert_in_ + run.expert * 64;
   const PackedMatrix& w = in.args.weight;
-  const bool quantized = w.format != Format::dense && !is_fp8(w.format);
-  const Seen seen = quantized ? rounding_.quantized : rounding_.dense;
+  const Seen seen = seen_by(w);
   in.args.x = in.room;
   in.args.x_stride = w.cols;
-  if (quantized && seen == Seen::int8) lay_int8(run.rows, in.room, in.args);
+  if (seen == Seen::int8) lay_int8(run.rows, in.room, in.args);
   else if (seen == Seen::bf16) lay_bf16(in.room, in.args);
   in.copied = seen == Seen::f32;
   return in;
