@@ -9,7 +9,7 @@ tables of the gguf package 0.19 (iq2xxs_grid and so on), and a test compares the
 from __future__ import annotations
 
 import base64
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def sizes(name: str) -> tuple[int, ...]:
     return _SIZES[name]
 
 
-@cache
+@lru_cache(maxsize=16)
 def grid(name: str) -> NDArray[np.uint8]:
     """The points in order, uint8 [points, 8 or 4]: indexes of sizes(name)."""
     digits = len(_SIZES[name])

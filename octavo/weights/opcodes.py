@@ -91,7 +91,8 @@ def run(stream: IO[bytes]) -> Any:
             machine.step(opcode.name, argument)
     except Refused:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, Warning) as error:
+        # A damaged string is a warning of the decoder's, an error where warnings are.
         raise Refused(f"its opcode stream is broken ({type(error).__name__})") from None
     raise Refused("its opcode stream has no end")
 

@@ -18,7 +18,7 @@ from octavo.bench.shapes import SHAPES
 from octavo.config.arch import read_arch
 from octavo.errors import ConfigError
 from octavo.ops.contract import AttentionSpec
-from octavo.ops.layouts import Layout, Stack
+from octavo.ops.layouts import Experts, Layout, Stack
 
 
 def test_shapes_of_a_model() -> None:
@@ -52,7 +52,8 @@ def test_every_format_has_its_product(kind: str) -> None:
 
 def test_every_layout_is_timed() -> None:
     made = {type(make(np.random.default_rng(0), 16, 256)) for make in FORMATS.values()}
-    assert set(get_args(Layout)) - {Stack} <= made  # A stack is several matrices of one of the others.
+    # A stack and a set of experts are several matrices of the others.
+    assert set(get_args(Layout)) - {Stack, Experts} <= made
 
 
 @pytest.mark.parametrize(("sequences", "rows", "context"), [(1, 1, 33), (3, 1, 20), (1, 40, 40)])
