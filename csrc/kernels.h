@@ -202,7 +202,8 @@ struct AttendRange {
 struct Kernels {
   const char* name;
   bool bf16_dot;  // linear takes x_bf16 (otherwise inputs rounded to bf16 come as float32)
-  void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end);
+  // `next` is what the thread is likely to read after these tiles: its first lines are fetched meanwhile.
+  void (*linear)(const LinearArgs&, int64_t tile_begin, int64_t tile_end, const void* next);
   void (*round_bf16)(const float* in, int64_t n, uint16_t* out, int64_t rows, int64_t row);  // see x_bf16
   void (*round_bf16_f32)(const float* in, float* out, int64_t n);
   void (*rms_norm)(const float* x, float* out, const float* weight, float offset, float eps, int64_t group, int64_t n);

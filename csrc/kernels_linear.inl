@@ -27,7 +27,7 @@ inline void finish_rows(const LinearArgs& a, int64_t row, int64_t tile, const Ve
 }
 
 template <int M, Dtype D>
-void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
+void linear_tile(const LinearArgs& a, int64_t row, int64_t tile, Ahead ahead, int64_t fetched) {
   const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
   const float* x = a.x + row * a.x_stride;
   Vec s0[M], s1[M];
@@ -35,7 +35,8 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
   const int64_t pairs = a.weight.cols / 2;
   constexpr int step = D == Dtype::f32 ? 128 : 64;  // bytes of two k
   for (int64_t p = 0; p < pairs; ++p, w += step) {
-    __builtin_prefetch(w + kAhead);
+    if (fetched == 128) ahead.fetch<true>(step / 64, step);
+    else ahead.fetch<false>(step / 64, fetched * step / 128);
     Vec w0, w1;
     if constexpr (D == Dtype::bf16) {
       const Pairs pair = load_pairs(reinterpret_cast<const uint32_t*>(w));
@@ -66,7 +67,7 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile) {
 #if OCTAVO_BF16_DOT
 // Two bf16 products a lane and instruction (vdpbf16ps), float32 sums.
 template <int M>
-void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
+void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile, Ahead ahead, int64_t fetched) {
   const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
   const int64_t pairs = (a.weight.cols + 1) / 2;
   const uint16_t* x = a.x_bf16 + row * pairs * 2;
@@ -74,8 +75,8 @@ void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
   for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
   int64_t p = 0;
   for (; p + 1 < pairs; p += 2, w += 128, x += 4 * M) {
-    __builtin_prefetch(w + kAhead);
-    __builtin_prefetch(w + kAhead + 64);
+    if (fetched == 128) ahead.fetch<true>(2, 128);
+    else ahead.fetch<false>(2, fetched);
     const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
     const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 64));
     for (int m = 0; m < M; ++m) {
@@ -92,41 +93,43 @@ void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
 #endif
 
 template <int M>
-void linear_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, const Ahead& ahead, int64_t step) {
+  if constexpr (M > 1)
+    if (rows != M) return linear_rows<M - 1>(a, row, rows, tile, ahead, step);
   if (is_fp8(a.weight.format)) return fp8_rows<M>(a, row, tile);
-  if (a.weight.format != Format::dense) return quant_rows<M>(a, row, tile);
+  if (a.weight.format != Format::dense) return quant_rows_float<M>(a, row, tile);
 #if OCTAVO_BF16_DOT
-  if (a.x_bf16) return linear_tile_dot<M>(a, row, tile);
+  if (a.x_bf16) return linear_tile_dot<M>(a, row, tile, ahead, step);
 #endif
   switch (a.weight.dtype) {
     case Dtype::bf16:
-      return linear_tile<M, Dtype::bf16>(a, row, tile);
+      return linear_tile<M, Dtype::bf16>(a, row, tile, ahead, step);
     case Dtype::f16:
-      return linear_tile<M, Dtype::f16>(a, row, tile);
+      return linear_tile<M, Dtype::f16>(a, row, tile, ahead, step);
     case Dtype::f32:
-      return linear_tile<M, Dtype::f32>(a, row, tile);
-  }
-}
-
-template <int M>
-void linear_rest(const LinearArgs& a, int64_t row, int64_t tile, int64_t rest) {
-  if constexpr (M > 0) {
-    if (rest == M) return linear_rows<M>(a, row, tile);
-    linear_rest<M - 1>(a, row, tile, rest);
+      return linear_tile<M, Dtype::f32>(a, row, tile, ahead, step);
   }
 }
 
 // Rows go in spans whose inputs stay in the second cache beside a tile, which is thus read from memory once.
-void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end) {
-  const int64_t row_bytes = a.weight.cols * (a.x_int8.codes ? 1 : a.x_bf16 ? 2 : 4);
+void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
+  if (a.x_int8.codes) return quant_linear(a, tile_begin, tile_end, next);
+  const size_t tile_bytes = a.weight.tile_bytes();
+  const int64_t row_bytes = a.weight.cols * (a.x_bf16 ? 2 : 4);
   const int64_t span = kRows * std::max<int64_t>(1, kSpanBytes / (row_bytes * kRows));
   for (int64_t first = 0; first < a.n; first += span) {
-    const int64_t end = std::min(a.n, first + span);
-    for (int64_t tile = tile_begin; tile < tile_end; ++tile)
+    const int64_t end = std::min(a.n, first + span), panels = (end - first + kRows - 1) / kRows;
+    for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+      const char* data = static_cast<const char*>(a.weight.data) + static_cast<size_t>(tile) * tile_bytes;
+      const char* later = tile + 1 < tile_end ? data + tile_bytes : static_cast<const char*>(next);
       for (int64_t row = first; row < end; row += kRows) {
-        if (end - row >= kRows) linear_rows<kRows>(a, row, tile);
-        else linear_rest<kRows - 1>(a, row, tile, end - row);
+        const int64_t step = 128 / panels;
+        const Ahead ahead = panels == 1
+                                ? Ahead::near(data + kAhead, data + tile_bytes, later)
+                                : Ahead::far(later + (row - first) / kRows * static_cast<int64_t>(tile_bytes) / panels);
+        linear_rows<kRows>(a, row, std::min<int64_t>(kRows, end - row), tile, ahead, step);
       }
+    }
   }
 }
 

@@ -8,6 +8,24 @@ constexpr int64_t kSpanBytes = 192 << 10;  // of inputs that are kept in the sec
 constexpr int kCandidates = 19;            // scales tried in each group of a 4-bit rounding
 constexpr int kCandidates8 = 5;            // and of an 8-bit one
 
+// The lines that are fetched next: just before they are read into the first cache, up to the end of a tile and then
+// from `then` on; or far ahead into the second one.
+struct Ahead {
+  static Ahead near(const char* from, const char* end, const char* then) { return {from, end, then}; }
+  static Ahead far(const char* from) { return {from, from + kEndless, from}; }
+  template <bool Near>
+  inline void fetch(int lines, int64_t step) {
+    if (Near && p >= end) {
+      p = then + (p - end);
+      end = p + kEndless;
+    }
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + 64 * i, 0, Near ? 3 : 2);
+    p += step;
+  }
+  static constexpr int64_t kEndless = int64_t{1} << 40;
+  const char *p, *end, *then;
+};
+
 template <int M>
 inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const Vec* sums) {
   const int64_t first = tile * kTile;
@@ -22,64 +40,95 @@ inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const V
   }
 }
 
-// The whole sums of one block for M rows, as float32; codes with more digits than one go once through for each.
-template <int M, Format F>
-inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, const Bytes* tables, Vec* sums) {
-  constexpr int bytes = static_cast<int>(block_bytes_of(F));
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + kAheadBlocks * bytes + line);
+// How the rows of a step stand in panels: all in one where they are few, else of at most kPanel, as evenly as can be,
+// the taller ones first.
+struct Panels {
+  explicit Panels(int64_t n) : count(n <= kOnePanel ? 1 : (n + kPanel - 1) / kPanel), low(n / count), tall(n % count) {}
+  int64_t first(int64_t i) const { return i * low + std::min(i, tall); }
+  int64_t rows(int64_t i) const { return low + (i < tall); }
+  int64_t of(int64_t row) const {
+    const int64_t turn = tall * (low + 1);
+    return row < turn ? row / (low + 1) : tall + (row - turn) / low;
+  }
+  int64_t count, low, tall;
+};
+
+// A register tile: M rows from `row` (a panel) by W tiles of weights `stride` bytes apart (the last one alone: 0).
+struct QuantTask {
+  const LinearArgs& a;
+  int64_t row, tile;
+  size_t stride;
+  Ahead ahead;            // what is fetched meanwhile, `lines` lines a block
+  int lines, head_lines;  // and these many a header
+};
+
+// The whole sums of one block for M rows and W tiles, as float32; codes with more digits than one go once through
+// for each.
+template <int M, int W, Format F>
+inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, size_t stride, const Bytes* tables,
+                       Vec* sums) {
+  constexpr Dot kind = F == Format::int8_full ? Dot::full : is_table(F) || bits_of(F) == 8 ? Dot::wide : Dot::plain;
   const int8_t* codes = x.codes + at * block_of(F);
   const int32_t* biases = x.biases + at;
   for (int digit = F == Format::lut4_wide ? 2 : 0; digit >= 0; --digit) {
-    Ints s[M];
-    for (int m = 0; m < M; ++m) s[m] = ints(biases[m]);
-    each_quad<1, F>(p, 0, [&](int q, Bytes* c) {
-      if constexpr (is_table(F)) *c = lookup(tables[digit], *c);
-      for (int m = 0; m < M; ++m) {
-        const int8_t* columns = codes + (q * M + m) * 4;
-        if constexpr (F == Format::int8_full) s[m] = dot8_full(s[m], *c, columns);
-        else if constexpr (is_table(F) || bits_of(F) == 8) s[m] = dot8(s[m], *c, columns);
-        else s[m] = dot4(s[m], *c, columns);
-      }
+    Ints s[M * W];
+    for (int i = 0; i < M * W; ++i) s[i] = ints(biases[i / W]);
+    each_quad<W, F>(p, stride, [&](int q, Bytes* c) {
+      if constexpr (is_table(F))
+        for (int t = 0; t < W; ++t) c[t] = lookup(tables[digit], c[t]);
+      for (int i = 0; i < M * W; ++i) s[i] = product<kind, (W > 1)>(s[i], c[i % W], codes + (q * M + i / W) * 4);
     });
-    for (int m = 0; m < M; ++m)
-      sums[m] = F == Format::lut4_wide && digit < 2 ? fma(sums[m], set1(256.0f), to_float(s[m])) : to_float(s[m]);
+    for (int i = 0; i < M * W; ++i)
+      sums[i] = F == Format::lut4_wide && digit < 2 ? fma(sums[i], set1(256.0f), to_float(s[i])) : to_float(s[i]);
   }
 }
 
 // Short: every block has a scale of its own; nothing is summed up under a scale.
-template <int M, Format F, bool Short>
-void quant_tile(const LinearArgs& a, int64_t row, int64_t tile) {
-  const PackedMatrix& w = a.weight;
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(tile) * w.tile_bytes();
-  const QuantizedRows& x = a.x_int8;
-  const int64_t first = row * x.blocks;
+template <int M, int W, Format F, bool Short>
+__attribute__((noinline)) void quant_tile(const QuantTask& task) {
+  constexpr auto block_bytes = static_cast<int>(block_bytes_of(F));
+  const PackedMatrix& w = task.a.weight;
+  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(task.tile) * w.tile_bytes();
+  const QuantizedRows x = task.a.x_int8;
+  const int64_t first = task.row * x.blocks;
+  const size_t stride = task.stride;
+  Ahead ahead = task.ahead;
+  const int lines = M <= 2 || M > kPanel ? block_bytes / 64 : task.lines, head_lines = task.head_lines;
+  const bool offset = w.offset != Offset::none;
   Bytes tables[3] = {};
   if constexpr (is_table(F))
     for (int digit = 0; digit < 3; ++digit) tables[digit] = repeat16(w.table->bytes[digit]);
-  Vec y[M];
-  for (int m = 0; m < M; ++m) y[m] = zero();
+  Vec y[M * W];
+  for (Vec& v : y) v = zero();
   each_group(w, data, [&](const uint8_t* header, int g, int64_t b, int64_t end, const uint8_t* p) {
-    Vec group[M], total = zero();  // of the activations: one lane a row, at most sixteen
-    for (int m = 0; m < M; ++m) group[m] = zero();
+    if (g == 0) ahead.fetch<W == 1>(head_lines, 64 * head_lines);
+    Vec group[M * W], total = zero();  // of the activations: one lane a row, at most sixteen
+    for (Vec& v : group) v = zero();
     do {
+      ahead.fetch<W == 1>(lines, 64 * lines);
       const int64_t at = first + b * M;
-      Vec sums[M];
-      block_sums<M, F>(x, at, p, tables, sums);
-      for (int m = 0; m < M; ++m) {
-        const Vec scale = set1(x.scales[at + m]);
-        group[m] = Short ? sums[m] * scale : fma(sums[m], scale, group[m]);
+      Vec sums[M * W];
+      block_sums<M, W, F>(x, at, p, stride, tables, sums);
+      for (int i = 0; i < M * W; ++i) {
+        const Vec scale = set1(x.scales[at + i / W]);
+        group[i] = Short ? sums[i] * scale : fma(sums[i], scale, group[i]);
       }
-      if (w.offset != Offset::none) total = total + load(x.sums + at);
-      p += block_bytes_of(F);
+      if (offset) total = total + load(x.sums + at);
+      p += block_bytes;
     } while (!Short && ++b < end);
-    const GroupHead head = group_head(w, header, g);
-    for (int m = 0; m < M; ++m) y[m] = fma(group[m], head.scale, y[m]);
-    if (w.offset == Offset::none) return;
+    GroupHead heads[W];
+    for (int t = 0; t < W; ++t) heads[t] = group_head(w, header + stride * t, g);
+    for (int i = 0; i < M * W; ++i) y[i] = fma(group[i], heads[i % W].scale, y[i]);
+    if (!offset) return;
     float totals[kLanes];
     store(totals, total);
-    for (int m = 0; m < M; ++m) y[m] = fma(head.offset, set1(totals[m]), y[m]);
+    for (int i = 0; i < M * W; ++i) y[i] = fma(heads[i % W].offset, set1(totals[i / W]), y[i]);
   });
-  finish_quant<M>(a, row, tile, y);
+  for (int t = 0; t < W; ++t) {
+    Vec rows[M];
+    for (int m = 0; m < M; ++m) rows[m] = y[m * W + t];
+    finish_quant<M>(task.a, task.row, task.tile + (stride ? t : 0), rows);
+  }
 }
 
 // The codes of one column as the float32 numbers they stand for, before scale and offset.
@@ -131,42 +180,106 @@ template <Format F>
 constexpr bool kShort = F == Format::int8 || F == Format::int4 || F == Format::lut4;
 
 template <int M, Format F>
-void quant_format(const LinearArgs& a, int64_t row, int64_t tile) {
-  if (a.x_int8.codes) {
-    if constexpr (F == Format::int8 && !kFullRange)
-      if (a.weight.inputs != Inputs::block) return quant_tile<M, Format::int8_full, false>(a, row, tile);
-    if constexpr (kShort<F>)
-      if (a.weight.group == block_of(F)) return quant_tile<M, F, true>(a, row, tile);
-    return quant_tile<M, F, false>(a, row, tile);
-  }
+void quant_step_float(const LinearArgs& a, int64_t row, int64_t tile) {
   constexpr int step = M < 4 ? M : 4;
   for (int m = 0; m + step <= M; m += step) quant_tile_float<step, F>(a, row + m, tile);
   for (int m = M - M % step; m < M; ++m) quant_tile_float<1, F>(a, row + m, tile);
 }
 
 template <int M>
-void quant_rows(const LinearArgs& a, int64_t row, int64_t tile) {
+void quant_rows_float(const LinearArgs& a, int64_t row, int64_t tile) {
   switch (a.weight.format) {
     case Format::int8:
-      return quant_format<M, Format::int8>(a, row, tile);
+      return quant_step_float<M, Format::int8>(a, row, tile);
     case Format::int4:
-      return quant_format<M, Format::int4>(a, row, tile);
+      return quant_step_float<M, Format::int4>(a, row, tile);
     case Format::lut4:
-      return quant_format<M, Format::lut4>(a, row, tile);
+      return quant_step_float<M, Format::lut4>(a, row, tile);
     case Format::int5:
-      return quant_format<M, Format::int5>(a, row, tile);
+      return quant_step_float<M, Format::int5>(a, row, tile);
     case Format::int6:
-      return quant_format<M, Format::int6>(a, row, tile);
+      return quant_step_float<M, Format::int6>(a, row, tile);
     case Format::lut4_wide:
-      return quant_format<M, Format::lut4_wide>(a, row, tile);
+      return quant_step_float<M, Format::lut4_wide>(a, row, tile);
     case Format::int8_16:
-      return quant_format<M, Format::int8_16>(a, row, tile);
+      return quant_step_float<M, Format::int8_16>(a, row, tile);
     case Format::int4_16:
-      return quant_format<M, Format::int4_16>(a, row, tile);
+      return quant_step_float<M, Format::int4_16>(a, row, tile);
     case Format::lut4_16:
-      return quant_format<M, Format::lut4_16>(a, row, tile);
+      return quant_step_float<M, Format::lut4_16>(a, row, tile);
     default:
-      return quant_format<M, Format::int6_16>(a, row, tile);
+      return quant_step_float<M, Format::int6_16>(a, row, tile);
+  }
+}
+
+// Tiles side by side for M rows: one or two rows wait for memory, which one stream of weights keeps busiest, and
+// there are not the registers for two tiles of many.
+template <int M>
+constexpr int kWidth = M > 2 && M <= kPanel ? kTiles : 1;
+
+template <int M, Format F>
+void quant_format(const QuantTask& task) {
+  constexpr int W = kWidth<M>;
+  if constexpr (F == Format::int8 && !kFullRange)
+    if (task.a.weight.inputs != Inputs::block) return quant_tile<M, W, Format::int8_full, false>(task);
+  if constexpr (kShort<F>)
+    if (task.a.weight.group == block_of(F)) return quant_tile<M, W, F, true>(task);
+  quant_tile<M, W, F, false>(task);
+}
+
+template <int M>
+void quant_rows(const QuantTask& task, int64_t rows) {
+  if constexpr (M > 1)
+    if (rows != M) return quant_rows<M - 1>(task, rows);
+  switch (task.a.weight.format) {
+    case Format::int8:
+      return quant_format<M, Format::int8>(task);
+    case Format::int4:
+      return quant_format<M, Format::int4>(task);
+    case Format::lut4:
+      return quant_format<M, Format::lut4>(task);
+    case Format::int5:
+      return quant_format<M, Format::int5>(task);
+    case Format::int6:
+      return quant_format<M, Format::int6>(task);
+    case Format::lut4_wide:
+      return quant_format<M, Format::lut4_wide>(task);
+    case Format::int8_16:
+      return quant_format<M, Format::int8_16>(task);
+    case Format::int4_16:
+      return quant_format<M, Format::int4_16>(task);
+    case Format::lut4_16:
+      return quant_format<M, Format::lut4_16>(task);
+    default:
+      return quant_format<M, Format::int6_16>(task);
+  }
+}
+
+// Panels go in spans whose inputs stay in the second cache beside the weights, which are thus read from memory once.
+// One panel reads its weights some blocks ahead of it; more of them share out the fetching of the next tiles.
+void quant_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
+  const Panels panels(a.n);
+  const int width = panels.rows(0) > 2 && panels.rows(0) <= kPanel ? kTiles : 1;
+  const size_t tile_bytes = a.weight.tile_bytes();
+  const auto block_lines = static_cast<int64_t>(a.weight.block_bytes() / 64);
+  const auto head_lines = static_cast<int64_t>(a.weight.header_bytes() / 64);
+  const int64_t span = std::max<int64_t>(1, kSpanBytes / (a.weight.blocks() * a.weight.block() * kPanel));
+  for (int64_t begin = 0; begin < panels.count; begin += span) {
+    const int64_t end = std::min(panels.count, begin + span), all = end - begin;
+    const bool near = all == 1 && width == 1;
+    const auto share = [=](int64_t lines) { return static_cast<int>((lines * width + all - 1) / all); };
+    for (int64_t tile = tile_begin; tile < tile_end; tile += width) {
+      const char* data = static_cast<const char*>(a.weight.data) + static_cast<size_t>(tile) * tile_bytes;
+      const char* later =
+          tile + width < tile_end ? data + tile_bytes * static_cast<size_t>(width) : static_cast<const char*>(next);
+      for (int64_t i = begin; i < end; ++i) {
+        const Ahead ahead = near ? Ahead::near(data + kAheadBlocks * block_lines * 64, data + tile_bytes, later)
+                                 : Ahead::far(later + static_cast<int64_t>(tile_bytes) * width * (i - begin) / all);
+        quant_rows<kOnePanel>({a, panels.first(i), tile, tile + 1 < tile_end ? tile_bytes : 0, ahead,
+                               share(block_lines), share(head_lines)},
+                              panels.rows(i));
+      }
+    }
   }
 }
 
@@ -203,7 +316,8 @@ inline void row_scale(const float* x, int64_t n, const PackedMatrix& w, float* s
 void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row) {
   const float bias = static_cast<float>(code_bias(weight));
   const int block = weight.block(), quads = block / 4;
-  const int64_t first = row / kRows * kRows, rows = std::min<int64_t>(kRows, out.n - first);
+  const Panels panels(out.n);
+  const int64_t panel_index = panels.of(row), first = panels.first(panel_index), rows = panels.rows(panel_index);
   const bool blocks = weight.inputs == Inputs::block;
   float row_unit = 0, row_zero = 0;
   if (!blocks) row_scale(x, n, weight, &row_unit, &row_zero);

@@ -387,31 +387,57 @@ void Plan::linear(const Node& n) {
   const Seen seen = seen_by(w);
   if (seen == Seen::int8) quantize(x, rows, args);
   else if (seen == Seen::bf16) round_bf16(x, rows, args);
-  if (&n == &nodes_.back() && !adapted(n)) return logits_linear(args);
-  const int64_t tiles = w.tiles();
-  const int64_t most = rows >= 32 ? (tiles + 3) / 4 : std::min<int64_t>(tiles, int64_t{32} * pool_->size());
+  if (&n == &nodes_.back() && !adapted(n)) {
+    const int64_t numbers = limits_.logit_rows * sampler::blocks_of(w.rows);
+    maxima_.resize(static_cast<size_t>(numbers * sampler::kLanes));
+    sums_.resize(static_cast<size_t>(numbers));
+    stat_rows_ = rows;
+  }
+  run_tiles(n, args);
+}
+
+int64_t Plan::TileCut::at(int64_t task) const {
+  return std::min(tiles, block > 0 ? block * task : (tiles + 1) / 2 * task / tasks * 2);
+}
+
+// Tiles go in pairs, which kernels take side by side, and in small tasks, so that a thread that loses its core delays
+// the others by little.
+Plan::TileCut Plan::cut_tiles(const Node& n) const {
+  const PackedMatrix& w = n.weight->packed();
+  const int64_t tiles = w.tiles(), rows = rows_of(n.out), pairs = (tiles + 1) / 2;
+  if (&n == &nodes_.back() && !adapted(n)) return {tiles, sampler::blocks_of(w.rows), sampler::kBlock / kTile};
   const bool small = tiles * static_cast<int64_t>(w.tile_bytes()) * rows < 4 * kInline;
-  const int64_t tasks = small ? 1 : most;
-  pool_->run(static_cast<int>(tasks),
-             [&](int task, int) { kernels_->linear(args, tiles * task / tasks, tiles * (task + 1) / tasks); });
+  return {tiles, small ? 1 : rows >= 32 ? (pairs + 1) / 2 : std::min<int64_t>(pairs, int64_t{32} * pool_->size()), 0};
+}
+
+void Plan::run_tiles(const Node& n, const LinearArgs& args) {
+  const PackedMatrix& w = args.weight;
+  const TileCut cut = cut_tiles(n);
+  const Node* after = &n + 1;
+  while (after <= &nodes_.back() && after->kind != OpKind::linear) ++after;
+  const bool last = after > &nodes_.back();
+  const TileCut next_cut = last ? cut : cut_tiles(*after);
+  const auto tile = [](const PackedMatrix& m, int64_t i) {
+    return static_cast<const char*>(m.data) + m.tile_bytes() * static_cast<size_t>(i);
+  };
+  pool_->run(static_cast<int>(cut.tasks), [&](int task, int) {
+    // While others do the tasks between, this thread is likely to go on here.
+    const int64_t then = task + pool_->size();
+    const char* next = tile(w, cut.at(std::min(then, cut.tasks)));
+    if (then >= cut.tasks && !last) next = tile(after->weight->packed(), next_cut.at(then - cut.tasks));
+    kernels_->linear(args, cut.at(task), cut.at(task + 1), next);
+    if (cut.block) look_at_logits(args, task);
+  });
 }
 
 // The last product: a task is a block of columns, whose numbers are looked at before they leave the cache.
-void Plan::logits_linear(const LinearArgs& args) {
-  constexpr int64_t block_tiles = sampler::kBlock / kTile;
-  const int64_t width = args.weight.rows, tiles = args.weight.tiles(), blocks = sampler::blocks_of(width);
-  maxima_.resize(static_cast<size_t>(limits_.logit_rows * blocks * sampler::kLanes));
-  sums_.resize(static_cast<size_t>(limits_.logit_rows * blocks));
-  pool_->run(static_cast<int>(blocks), [&](int block, int) {
-    const int64_t first = block * sampler::kBlock;
-    kernels_->linear(args, block * block_tiles, std::min(tiles, (block + 1) * block_tiles));
-    for (int64_t row = 0; row < args.n; ++row) {
-      const int64_t at = row * blocks + block;
-      sampler::block_stats(args.out.row(row) + first, std::min(sampler::kBlock, width - first),
-                           maxima_.data() + at * sampler::kLanes, sums_.data() + at);
-    }
-  });
-  stat_rows_ = args.n;
+void Plan::look_at_logits(const LinearArgs& args, int64_t block) {
+  const int64_t width = args.weight.rows, first = block * sampler::kBlock, blocks = sampler::blocks_of(width);
+  for (int64_t row = 0; row < args.n; ++row) {
+    const int64_t at = row * blocks + block;
+    sampler::block_stats(args.out.row(row) + first, std::min(sampler::kBlock, width - first),
+                         maxima_.data() + at * sampler::kLanes, sums_.data() + at);
+  }
 }
 
 }  // namespace octavo

@@ -212,6 +212,11 @@ class Plan {
     CacheSpec spec;
     Memory keys, values;
   };
+  // How the tiles of a matrix are handed out: task i is tiles at(i) .. at(i + 1).
+  struct TileCut {
+    int64_t tiles, tasks, block;  // tiles of a task, 0: evenly
+    int64_t at(int64_t task) const;
+  };
   struct AttendPart {
     const SequenceSpan* span;
     AttendRange range;
@@ -248,7 +253,9 @@ class Plan {
   void execute_all();
   void embedding(const Node& node);
   void linear(const Node& node);
-  void logits_linear(const LinearArgs& args);
+  TileCut cut_tiles(const Node& node) const;
+  void run_tiles(const Node& node, const LinearArgs& args);
+  void look_at_logits(const LinearArgs& args, int64_t block);
   void round_bf16(const View& x, int64_t rows, LinearArgs& args);
   void quantize(const View& x, int64_t rows, LinearArgs& args);
   Seen seen_by(const PackedMatrix& weight) const;

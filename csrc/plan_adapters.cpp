@@ -149,7 +149,8 @@ void Plan::adapt_rows(const Node& node, const AdapterSite& site, const int32_t* 
   } else {
     LinearArgs down = adapter_args(view(node.in[0]), rows, n, *site.a);
     down.out = low;
-    over_tiles(down.weight, 1, [&](int64_t begin, int64_t end, int) { kernels_->linear(down, begin, end); });
+    over_tiles(down.weight, 1,
+               [&](int64_t begin, int64_t end, int) { kernels_->linear(down, begin, end, down.weight.data); });
   }
   for (const AdapterPart& part : site.parts) {
     const View mid{low.data + part.offset, low.stride, part.b->cols()};
@@ -161,7 +162,7 @@ void Plan::adapt_rows(const Node& node, const AdapterSite& site, const int32_t* 
       some.weight.rows = std::min(up.weight.rows, end * kTile) - begin * kTile;
       constexpr int64_t width = kAdapterTiles * kTile;
       some.out = {adapter_out_.as<float>() + worker * kAdapterRows * width, width, some.weight.rows};
-      kernels_->linear(some, 0, end - begin);
+      kernels_->linear(some, 0, end - begin, some.weight.data);
       for (int64_t r = 0; r < n; ++r) {
         float* out = y.row(rows[r]) + part.first + begin * kTile;
         kernels_->add(out, some.out.row(r), out, some.weight.rows);

@@ -263,4 +263,18 @@ struct EntryTable {
 #define OCTAVO_FP8_DOT 0
 #endif
 
+// Which product: dot4, dot8 or dot8_full. Shared: more than one tile meets these four activations.
+enum class Dot { plain, wide, full };
+template <Dot Kind, bool Shared>
+inline Ints product(Ints s, Bytes w, const int8_t* a) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+  if constexpr (Shared) {  // spread once over a register
+    asm("vpdpbusd %2, %1, %0" : "+v"(s.v) : "v"(w.v), "v"(_mm512_set1_epi32(four(a))));
+    return s;
+  }
+#endif
+  if constexpr (Kind == Dot::full) return dot8_full(s, w, a);
+  else return Kind == Dot::wide ? dot8(s, w, a) : dot4(s, w, a);
+}
+
 }  // namespace octavo::OCTAVO_ISA

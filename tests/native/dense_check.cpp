@@ -41,7 +41,7 @@ void product(const Kernels* t, const PackedMatrix& m, const Floats& bias, const 
     a.x = nullptr;
     a.x_bf16 = halves.data();
   }
-  t->linear(a, 0, m.tiles());
+  t->linear(a, 0, m.tiles(), m.data);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ void product(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n
   a.x_stride = m.cols;
   const Codes inputs(t, m, x, whole ? n : 0);
   if (whole) a.x_int8 = inputs.rows;
-  t->linear(a, 0, m.tiles());
+  t->linear(a, 0, m.tiles(), m.data);
 }
 
 Floats alone(const Kernels* t, const PackedMatrix& m, const Floats& x, int64_t n, bool whole) {
