@@ -9,10 +9,10 @@ import numpy as np
 from octavo.errors import CheckpointError
 from octavo.layers.decoder import Decoder
 from octavo.layers.norm import RMSNorm
-from octavo.models.gguf import GgufSource, source, to_halves
+from octavo.models.gguf import GgufSource, source, stored_shape, to_halves
 from octavo.ops.contract import Param
 from octavo.ops.joining import join
-from octavo.ops.layouts import Dense, Layout
+from octavo.ops.layouts import Dense, Experts, Layout
 from octavo.quant.online import Rounding
 from octavo.weights.gguf import GgufCheckpoint
 
@@ -57,7 +57,7 @@ def load_gguf(
 
 def _check(checkpoint: GgufCheckpoint, param: Param, found: GgufSource, present: set[str]) -> None:
     for name, rows in zip(found.names, found.rows, strict=True):
-        expected = (rows, *param.shape[1:])
+        expected = stored_shape(name, rows, param)
         if name not in present:
             raise CheckpointError(
                 f"Tensor {name} is missing from {checkpoint.path}; expected shape {list(expected)}.",
@@ -81,6 +81,9 @@ def _read(
     for param, found in wanted:
         rounding = roundings.get(param.name)
         kept = "float32" if rounding else dtype
+        if param.kind == "experts":
+            yield param, _experts(checkpoint, param, found.names[0], kept, rounding, on_bytes)
+            continue
         parts = [
             _part(checkpoint, param, name, rows, heads, kept)
             for name, rows, heads in zip(found.names, found.rows, found.heads, strict=True)
@@ -94,6 +97,28 @@ def _read(
         on_bytes(sum(checkpoint.entry(name).nbytes for name in found.names))
 
 
+def _experts(
+    checkpoint: GgufCheckpoint,
+    param: Param,
+    name: str,
+    dtype: str,
+    rounding: Rounding | None,
+    on_bytes: Callable[[int], None],
+) -> Experts:
+    """A stack of experts, each made when it is asked for, its pages given back thereafter."""
+    count, rows, cols = param.shape
+
+    def make(expert: int) -> Layout:
+        made = _narrowed(checkpoint.expert(name, expert), dtype)
+        return rounding(made) if rounding and isinstance(made, Dense) else made
+
+    def done(expert: int) -> None:
+        checkpoint.release_expert(name, expert)
+        on_bytes(checkpoint.entry(name).nbytes // count)
+
+    return Experts((count, rows, cols), make, done)
+
+
 def _vector(parts: list[Layout]) -> Dense:
     """Vectors one behind the other, float32."""
     return Dense(np.concatenate([part.dequantize() for part in parts]), "float32")
@@ -104,11 +129,15 @@ def _part(checkpoint: GgufCheckpoint, param: Param, name: str, rows: int, heads:
     layout = checkpoint.get(name)
     if heads:
         layout = layout.take(to_halves(rows, heads))
-    if (
-        param.kind != "vector"
-        and isinstance(layout, Dense)
-        and layout.dtype == "float32"
-        and dtype != "float32"
-    ):
+    if param.kind == "vector":
+        return layout
+    if isinstance(layout, Dense) and layout.data.ndim == 1:
+        layout = Dense(layout.data.reshape(rows, *param.shape[1:]), layout.dtype)
+    return _narrowed(layout, dtype)
+
+
+def _narrowed(layout: Layout, dtype: str) -> Layout:
+    """A matrix of wide floats as `dtype`."""
+    if isinstance(layout, Dense) and layout.dtype == "float32" and dtype != "float32":
         return Dense.of(layout.dequantize(), dtype)
     return layout

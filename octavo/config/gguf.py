@@ -33,8 +33,15 @@ ARCHITECTURES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "command-r": "CohereForCausalLM",
+    "qwen2moe": "Qwen2MoeForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "gpt-oss": "GptOssForCausalLM",
 }
 """general.architecture -> config.json's architecture."""
+
+RENORMALISED = {"qwen2moe": False, "qwen3moe": True, "olmoe": False}
+"""Whether llama.cpp divides the chosen experts' shares by their sum, where config.json has a word for it."""
 
 _LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose attention is scaled by hidden size over heads."""
@@ -113,12 +120,11 @@ def config_of(
             hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",
         )
     keys = _Keys(metadata, name, where)
-    if keys.count("expert_count"):
-        raise UnsupportedModel(f"{where}: mixtures of experts are not read from GGUF yet.")
     config = _common(keys, shapes)
     config.update(_attention(keys, shapes))
     config.update(_rope(keys, shapes, values, config))
     config.update(_own(keys, shapes, config))
+    config.update(_experts(keys, shapes))
     return _spelled(config)
 
 
@@ -168,7 +174,7 @@ def _attention(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
         config["sliding_window_pattern"] = pattern
     if keys.name == "llama" and window:
         config["architectures"] = ["MistralForCausalLM"]
-    if keys.name == "qwen2" and window:
+    if keys.name in ("qwen2", "qwen2moe", "qwen3moe") and window:
         config["use_sliding_window"] = True
     return config
 
@@ -197,6 +203,8 @@ def _rope(
         )
     elif kind == "yarn" and factor:
         rope.update(rope_type="yarn", factor=factor, **_yarn(keys, factor))
+        if keys.name == "gpt-oss":
+            rope["truncate"] = False
     elif kind != "none" and factor and factor != 1:
         rope.update(rope_type="linear", factor=factor)
     if original and rope["rope_type"] in ("yarn", "longrope"):
@@ -242,6 +250,34 @@ def _own(keys: _Keys, shapes: Shapes, config: dict[str, Any]) -> dict[str, Any]:
         found["use_qkv_bias"] = "blk.0.attn_q.bias" in shapes
     if keys.name == "starcoder2":
         found["use_bias"] = "blk.0.attn_output.bias" in shapes
+    return found
+
+
+def _experts(keys: _Keys, shapes: Shapes) -> dict[str, Any]:
+    """Of a mixture of experts: how many, how large, how many of them a token goes to."""
+    count = keys.count("expert_count")
+    if not count:
+        if keys.name in (*RENORMALISED, "gpt-oss"):
+            raise CheckpointError(f"{keys.where}: {keys.name}.expert_count is missing.")
+        return {}
+    found: dict[str, Any] = {"num_experts_per_tok": keys.needed("expert_used_count")}
+    if keys.name not in ("llama", *RENORMALISED, "gpt-oss"):
+        raise UnsupportedModel(f"{keys.where}: {keys.name} with experts is not supported.")
+    if (scale := keys.number("expert_weights_scale")) not in (None, 0, 1):
+        raise UnsupportedModel(f"{keys.where}: {keys.name}.expert_weights_scale {scale} is not supported.")
+    found["num_experts" if keys.name in RENORMALISED else "num_local_experts"] = count
+    if keys.name == "llama":
+        found["architectures"] = ["MixtralForCausalLM"]
+    if keys.name in RENORMALISED:
+        found["norm_topk_prob"] = RENORMALISED[keys.name]
+    wide = keys.count("expert_feed_forward_length")
+    if keys.name in ("qwen2moe", "qwen3moe"):
+        ffn = keys.needed("feed_forward_length")
+        found["moe_intermediate_size"] = wide or ffn // found["num_experts_per_tok"]
+        found["shared_expert_intermediate_size"] = keys.count("expert_shared_feed_forward_length") or ffn
+        found["qkv_bias"] = "blk.0.attn_q.bias" in shapes
+    elif wide:
+        found["intermediate_size"] = wide
     return found
 
 

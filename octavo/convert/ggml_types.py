@@ -85,6 +85,8 @@ def tensor_type(mix: Mix, name: str, shape: tuple[int, ...], layers: int, *, tie
         return NAMED["F32"]
     kind = mix.base
     layer, part = _layer_of(name)
+    if part == "ffn_gate_inp":  # a router: small, and its errors decide much
+        return NAMED["F32"]
     if name == "output.weight" or (tied and name == "token_embd.weight"):
         kind = mix.output or kind
         if mix.output and shape[-1] % NAMED[mix.base].block:
@@ -94,7 +96,7 @@ def tensor_type(mix: Mix, name: str, shape: tuple[int, ...], layers: int, *, tie
             kind = mix.more
         elif mix.first and layer < 4:
             kind = mix.first
-    elif part == "ffn_down":
+    elif part in ("ffn_down", "ffn_down_exps"):
         if mix.more and _gets_more(layer, layers):
             kind = mix.more
         elif mix.first and layer < layers // 8:

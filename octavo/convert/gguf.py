@@ -22,7 +22,8 @@ from octavo.convert.gguf_tokenizer import special_ids, tokenizer_metadata
 from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.layers.norm import RMSNorm
-from octavo.models.gguf import UNTIED, GgufSource, gguf_name, source, to_pairs
+from octavo.models.gguf import UNTIED, GgufSource, gguf_name, source, stored_shape, to_pairs
+from octavo.models.names import sources
 from octavo.ops.contract import Param
 from octavo.ops.layouts import Dense
 from octavo.pipeline.template import load_template
@@ -140,6 +141,17 @@ class _Reader:
             first += part.shape[0]
         raise ValueError(f"{param.name} has no row {start}")
 
+    def expert(self, param: Param, expert: int) -> Dense:
+        """One expert's matrix [rows, columns], or its bias [1, columns]."""
+        if not isinstance(self._checkpoint, DummyWeights):
+            made = self._found[param.name][expert]()
+        elif param.kind == "vector":
+            made = Dense(self._checkpoint.make(param).data[expert], "float32")
+        else:
+            layout = self._checkpoint.experts(param).make(expert)
+            made = layout if isinstance(layout, Dense) else Dense(layout.dequantize(), "float32")
+        return Dense(made.data.reshape(-1, param.shape[-1]), made.dtype)
+
     def _parts(self, param: Param) -> list[Dense]:
         """The Param's parts; the last ones stay, as one is asked for in many pieces."""
         if self._made[0] != param.name:
@@ -170,12 +182,30 @@ def _of_param(model: Decoder, reader: _Reader, mix: Mix, param: Param, where: Gg
     start = 0
     tied = model.arch.tied and "output.weight" not in where.names
     for name, rows, heads in zip(where.names, where.rows, where.heads, strict=True):
-        shape = (rows, *param.shape[1:])
+        shape = stored_shape(name, rows, param)
         kind = tensor_type(mix, name, shape, model.arch.layers, tied=tied)
         order = to_pairs(rows, heads) if heads else None
-        found.append(Tensor(name, shape, kind, _chunks(reader, param, start, shape, order, kind)))
+        if sources(model, param).experts:
+            chunks = _expert_chunks(reader, param, kind)
+        else:
+            chunks = _chunks(reader, param, start, (rows, *param.shape[1:]), order, kind)
+        found.append(Tensor(name, shape, kind, chunks))
         start += rows
     return found
+
+
+def _expert_chunks(reader: _Reader, param: Param, kind: Any) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+    """The maker of a stack's bytes: one expert after another, some rows at a time."""
+    step = max(_CHUNK_ELEMENTS // param.shape[-1], 1)
+
+    def make() -> Iterator[NDArray[np.uint8]]:
+        for expert in range(param.shape[0]):
+            matrix = reader.expert(param, expert)
+            for low in range(0, matrix.shape[0], step):
+                rows = matrix.slice(0, low, min(low + step, matrix.shape[0]))
+                yield encode(rows.dequantize(), kind)
+
+    return make
 
 
 def _chunks(

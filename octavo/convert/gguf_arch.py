@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.config.arch import FULL, SLIDING, Arch
+from octavo.config.gguf import RENORMALISED
 from octavo.convert.gguf_file import Metadata, Value
 from octavo.errors import UnsupportedModel
 from octavo.layers.rope import RopeParams, make_rope
@@ -17,7 +18,7 @@ from octavo.ops.contract import Rope
 log = logger(__name__)
 
 _LAYER_NORM = frozenset({"gpt2", "starcoder2", "stablelm", "phi2", "command-r"})
-_WINDOWED = frozenset({"gemma2", "gemma3"})
+_WINDOWED = frozenset({"gemma2", "gemma3", "gpt-oss"})
 """GGUF architectures whose windows llama.cpp looks through."""
 _FACTORS = {
     "granite": {
@@ -74,7 +75,37 @@ def arch_metadata(c: Arch, name: str) -> Metadata:
         found[f"{name}.{ours}"] = Value("f32", c.number(theirs))
     if name == "stablelm":
         found["stablelm.use_parallel_residual"] = Value("bool", c.flag("use_parallel_residual"))
-    return {**found, **_attention(c, name), **_rope(c, name)}
+    return {**found, **_experts(c, name), **_attention(c, name), **_rope(c, name)}
+
+
+_LIMIT = 7.0
+"""Of gpt-oss's activation, as llama.cpp has it."""
+
+
+def _experts(c: Arch, name: str) -> Metadata:
+    """The keys of a mixture of experts. UnsupportedModel for what llama.cpp takes for granted otherwise."""
+    if not c.config.get("num_experts"):
+        return {}
+    count, used = c.experts()
+    found = {"expert_count": count, "expert_used_count": used}
+    if name in RENORMALISED and c.flag("norm_topk_prob") != RENORMALISED[name]:
+        says = "divides" if RENORMALISED[name] else "does not divide"
+        raise UnsupportedModel(
+            f"GGUF's {name} {says} the experts' shares by their sum; this model otherwise."
+        )
+    if name in ("qwen2moe", "qwen3moe"):
+        if c.integer("decoder_sparse_step", least=0) != 1 or c.integers("mlp_only_layers"):
+            raise UnsupportedModel(f"GGUF's {name} has experts in every layer; this model in some.")
+        found["expert_feed_forward_length"] = c.integer("moe_intermediate_size")
+        if name == "qwen2moe":
+            found["expert_shared_feed_forward_length"] = c.integer("shared_expert_intermediate_size")
+    if name == "gpt-oss":
+        if (limit := c.number("swiglu_limit")) != _LIMIT:
+            raise UnsupportedModel(
+                f"GGUF's gpt-oss limits its activation to {_LIMIT}, this model to {limit}."
+            )
+        found["expert_feed_forward_length"] = c.ffn
+    return {f"{name}.{key}": Value("u32", value) for key, value in found.items()}
 
 
 def _attention(c: Arch, name: str) -> Metadata:
@@ -118,6 +149,9 @@ def _rope(c: Arch, name: str) -> Metadata:
         found[f"{scaling}.type"] = Value("string", "linear")
         found[f"{scaling}.factor"] = Value("f32", p.number("factor"))
     elif p.kind == "yarn":
+        if p.values.get("truncate", True) == (name == "gpt-oss"):
+            word = "with" if name == "gpt-oss" else "without"
+            raise UnsupportedModel(f"GGUF has no word for YaRN {word} truncation in {name}.")
         found.update(_yarn(c, p, kind, scaling))
     elif p.kind == "longrope":
         found[f"{scaling}.type"] = Value("string", "longrope")
@@ -131,8 +165,6 @@ def _rope(c: Arch, name: str) -> Metadata:
 
 def _yarn(c: Arch, p: RopeParams, kind: str, scaling: str) -> Metadata:
     factor = p.optional("factor") or p.max_positions / p.original
-    if not p.values.get("truncate", True):
-        raise UnsupportedModel("GGUF has no word for YaRN without truncation.")
     # llama.cpp multiplies with the usual magnitude itself.
     usual = 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0
     found = {

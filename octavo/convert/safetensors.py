@@ -119,6 +119,10 @@ def _from_gguf(
     config = config_json(source.config, gguf.metadata)
     dtype = dtype or _stored(gguf)
     arch = read_arch(copy.deepcopy(source.config))
+    if arch.architecture == "GptOssForCausalLM":
+        raise UnsupportedModel(
+            "gpt-oss is not written from GGUF to safetensors: its experts are kept otherwise."
+        )
     offsets = {
         layer.weight.name: layer.offset for _, layer in declare(arch).walk() if isinstance(layer, RMSNorm)
     }

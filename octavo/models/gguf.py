@@ -32,11 +32,28 @@ TABLE = {
     "blocks.{i}.mlp.gate_up": "blk.{i}.ffn_{gate,up}",
     "blocks.{i}.mlp.up": "blk.{i}.ffn_up",
     "blocks.{i}.mlp.down": "blk.{i}.ffn_down",
+    "blocks.{i}.mlp.router": "blk.{i}.ffn_gate_inp",
+    "blocks.{i}.mlp.shared.scores": "blk.{i}.ffn_gate_inp_shexp",
+    "blocks.{i}.mlp.shared.expert.gate_up": "blk.{i}.ffn_{gate,up}_shexp",
+    "blocks.{i}.mlp.shared.expert.down": "blk.{i}.ffn_down_shexp",
     "blocks.{i}.mlp_post_norm": "blk.{i}.post_ffw_norm",
     "norm": "output_norm",
     "head": "output",
 }
 """Our path without its last word -> llama.cpp's, written as in :mod:`octavo.models.names`."""
+
+_WHOLE = {
+    "blocks.{i}.attention.sinks": "blk.{i}.attn_sinks.weight",
+    **{
+        f"blocks.{{i}}.mlp.{part}{ours}": f"blk.{{i}}.ffn_{part}_exps.{theirs}"
+        for part in ("gate", "up", "down")
+        for ours, theirs in (("", "weight"), ("_bias", "bias"))
+    },
+}
+"""Our whole path -> llama.cpp's name, where the last words differ; experts stand there in one stack."""
+
+_OWN = {"gpt-oss": {"blocks.{i}.mlp_norm": "blk.{i}.post_attention_norm"}}
+"""GGUF architecture -> names of its own."""
 
 FUSED = {"blocks.{i}.attention.qkv": "blk.{i}.attn_qkv", "blocks.{i}.mlp.gate_up": "blk.{i}.ffn_up"}
 """The name of what some files keep in one tensor."""
@@ -77,7 +94,9 @@ def source(model: Decoder, param: Param, present: Container[str] | None = None) 
     arch = gguf_name(model.arch.architecture)
     key, number = key_of(param)
     suffix = param.name.rpartition(".")[2]
-    parts = expand(TABLE[key].replace("{i}", number))
+    if whole := _WHOLE.get(f"{key}.{suffix}"):
+        return GgufSource((whole.replace("{i}", number),), (param.shape[0],), (0,))
+    parts = expand(_OWN.get(arch, TABLE).get(key, TABLE[key]).replace("{i}", number))
     names = tuple(f"{part}.{suffix}" for part in parts)
     if len(names) == 1:
         return GgufSource(names, (param.shape[0],), (0,))
@@ -90,6 +109,13 @@ def source(model: Decoder, param: Param, present: Container[str] | None = None) 
         return GgufSource((whole,), (param.shape[0],), (0,))
     heads = _heads(model.arch, arch) if key.endswith(".qkv") else (0,) * len(names)
     return GgufSource(names, param.parts, heads)
+
+
+def stored_shape(name: str, rows: int, param: Param) -> tuple[int, ...]:
+    """The shape of a tensor in a file, the row last: the scores of the shared expert are a vector there."""
+    if name.endswith("ffn_gate_inp_shexp.weight"):
+        return param.shape[1:]
+    return (rows, *param.shape[1:])
 
 
 def _heads(c: Arch, arch: str) -> tuple[int, int, int]:

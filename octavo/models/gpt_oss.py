@@ -32,7 +32,7 @@ _ALPHA = 1.702
 """What quick_gelu multiplies by."""
 
 
-@family("GptOssForCausalLM", names=GPT_OSS)
+@family("GptOssForCausalLM", names=GPT_OSS, gguf="gpt-oss")
 def gpt_oss(c: Arch) -> Decoder:
     """Every other layer looks through a window; sinks; experts with biases, their activation limited."""
     if c.number("swiglu_alpha") != _ALPHA:

@@ -26,7 +26,7 @@ MIXTRAL = LLAMA.but(
 )
 
 
-@family("MixtralForCausalLM", names=MIXTRAL)
+@family("MixtralForCausalLM", names=MIXTRAL, gguf="llama")
 def mixtral(c: Arch) -> Decoder:
     """Mistral with experts, whose shares are a softmax over those chosen."""
     spec = ExpertsSpec(*c.experts(), scoring="chosen", activation=c.act)

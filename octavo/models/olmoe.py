@@ -17,7 +17,7 @@ from octavo.ops.contract import ExpertsSpec
 OLMOE = LLAMA.but({"blocks.{i}.mlp.router": "model.layers.{i}.mlp.gate"}, experts=QWEN_EXPERTS)
 
 
-@family("OlmoeForCausalLM", names=OLMOE)
+@family("OlmoeForCausalLM", names=OLMOE, gguf="olmoe")
 def olmoe(c: Arch) -> Decoder:
     """Llama with experts; query and key normalised over all heads together."""
     if c.optional("clip_qkv") is not None:

@@ -39,7 +39,7 @@ def _mlp(c: Arch, i: int, *, shared: bool) -> Layer:
     return Experts(c.hidden, ffn, spec, shared=always)
 
 
-@family("Qwen2MoeForCausalLM", names=QWEN_MOE)
+@family("Qwen2MoeForCausalLM", names=QWEN_MOE, gguf="qwen2moe")
 def qwen2_moe(c: Arch) -> Decoder:
     """Qwen2 with experts, and one more that every token goes to."""
     bias = c.flag("qkv_bias")
@@ -48,7 +48,7 @@ def qwen2_moe(c: Arch) -> Decoder:
     )
 
 
-@family("Qwen3MoeForCausalLM", names=QWEN_MOE)
+@family("Qwen3MoeForCausalLM", names=QWEN_MOE, gguf="qwen3moe")
 def qwen3_moe(c: Arch) -> Decoder:
     """Qwen3 with experts."""
     bias = c.flag("attention_bias")

@@ -78,10 +78,24 @@ class GgufFile:
         self._file.prefetch(entry.begin, entry.nbytes)
         return decode(self.raw(name), entry.type, entry.shape)
 
+    def expert(self, name: str, expert: int) -> Layout:
+        """One matrix of a stack [experts, rows, columns]."""
+        entry = self.entries[name]
+        count, rows, _ = entry.shape
+        each = entry.nbytes // count
+        self._file.prefetch(entry.begin + expert * each, each)
+        return decode(self.raw(name)[expert * rows : (expert + 1) * rows], entry.type, entry.shape[1:])
+
     def release(self, name: str) -> None:
         """Give the tensor's pages back."""
         entry = self.entries[name]
         self._file.release(entry.begin, entry.nbytes)
+
+    def release_expert(self, name: str, expert: int) -> None:
+        """Give the pages of one matrix of a stack back."""
+        entry = self.entries[name]
+        each = entry.nbytes // entry.shape[0]
+        self._file.release(entry.begin + expert * each, each)
 
 
 class GgufCheckpoint:
@@ -114,6 +128,10 @@ class GgufCheckpoint:
         """One tensor; KeyError when there is none of that name."""
         return self._where[name].get(name)
 
+    def expert(self, name: str, expert: int) -> Layout:
+        """One matrix of a stack of experts; KeyError when there is none of that name."""
+        return self._where[name].expert(name, expert)
+
     def packed_bytes(self) -> int:
         """About what the tensors take in memory once they are packed."""
         entries = [entry for file in self.files for entry in file.entries.values()]
@@ -126,6 +144,10 @@ class GgufCheckpoint:
     def release(self, name: str) -> None:
         """The tensor has been used: drop its pages."""
         self._where[name].release(name)
+
+    def release_expert(self, name: str, expert: int) -> None:
+        """One matrix of a stack has been used: drop its pages."""
+        self._where[name].release_expert(name, expert)
 
 
 def is_gguf(path: Path) -> bool:

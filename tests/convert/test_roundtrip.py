@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import Session
-from family_cases import CASES, VOCAB, Case, make
+from family_cases import CASES, MOE, VOCAB, Case, make
 
 from octavo.build.bind import bind
 from octavo.build.declare import declare
@@ -22,6 +22,7 @@ from octavo.convert.gguf import convert
 from octavo.errors import UnsupportedModel
 from octavo.models.registry import lookup
 from octavo.ops.contract import Limits, Precision
+from octavo.ops.layouts import Dense, Experts, Layout
 from octavo.pipeline.vocab import read_json
 
 LIMITS = Limits(tokens=256, sequences=8, logit_rows=256, block_size=16, max_model_len=256)
@@ -30,15 +31,24 @@ EXACT = 2e-5
 """Of the logits' deviation: llama3's frequencies are stored as quotients."""
 
 
-def logits(source: Source, dtype: str = "float32") -> np.ndarray:
+def logits(source: Source, dtype: str = "float32", *, plain: bool = False) -> np.ndarray:
+    """Of every token of PROMPT; `plain`: with the numbers that quantized weights stand for."""
     model = shard(declare(source.arch(None), dtype))
     if source.gguf is not None:
         model = plain_norms(model)
     stored = None if source.gguf else quantize(source.arch(None))
     tensors = load(model, source.checkpoint(), dtype, stored=stored)
+    if plain:
+        tensors = ((param, as_floats(tensor)) for param, tensor in tensors)
     precision = Precision(quantized="float32")
     session = Session(bind(model, tensors, precision, LIMITS, "native", threads=(1, 1)))
     return session.step([(session.start(PROMPT), len(PROMPT))], every_row=True)
+
+
+def as_floats(tensor: Layout) -> Layout:
+    if isinstance(tensor, Experts):
+        return Experts.of([as_floats(one) for one in tensor])
+    return Dense(tensor.dequantize(), "float32")
 
 
 def with_tokenizer(folder: Path) -> Path:
@@ -60,11 +70,20 @@ REFUSED = {
     "smollm3-window": "every fourth layer",
     "phi": "qk_layernorm",
     "gpt2-untied-by-depth": "inverse_layer_idx",
+    "qwen2-moe-mixed": "by their sum",
+    "qwen3-moe-window": "by their sum",
+    "olmoe-all": "by their sum",
+    "gpt-oss-limit": "limits its activation",
 }
 """What GGUF has no word for."""
 WITHOUT_DYNAMIC = [
     *(case for case in CASES if "dynamic" not in case.name),
     Case("smollm3-fourth", "SmolLM3", {"num_hidden_layers": 5}),
+    Case(
+        "qwen3-moe-all-window",
+        "Qwen3Moe",
+        {**MOE, "norm_topk_prob": True, "use_sliding_window": True, "sliding_window": 9},
+    ),
 ]
 """GGUF keeps the plain frequencies of a rope that changes with the length."""
 
@@ -96,3 +115,26 @@ def test_quantized_types_lose_little(outtype: str, tmp_path: Path) -> None:
     error = np.sqrt(np.square(logits(after) - expected).mean()) / expected.std()
     assert error <= QUANTIZED[outtype], error
     assert after.quantized == (outtype not in ("f16", "bf16"))
+
+
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "qwen2-moe": ("Qwen2Moe", {**MOE, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}),
+    "qwen3-moe": ("Qwen3Moe", {**MOE, "moe_intermediate_size": 64, "norm_topk_prob": True}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_quantized_experts_are_the_numbers_they_stand_for(name: str, tmp_path: Path) -> None:
+    kind, config = MIXTURES[name]
+    before, after = both(Case(name, kind, config), tmp_path, "q8_0")
+    gguf = after.gguf
+    assert gguf is not None
+    types = {gguf.entry(tensor).type.name for tensor in gguf.names() if "_exps.weight" in tensor}
+    assert types == {"Q8_0"}
+    expected, found = logits(before), logits(after)
+    assert np.abs(found - logits(after, plain=True)).max() <= EXACT * max(1.0, float(expected.std()))
+    # A token between two experts may go to the other one.
+    assert np.sqrt(np.square(found - expected).mean()) <= 0.15 * expected.std()
