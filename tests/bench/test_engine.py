@@ -60,7 +60,7 @@ def test_latency_profiles_both_kinds_of_step(measured: dict) -> None:
         ops = {op["op"]: op for op in measured["profile"][kind]["ops"]}
         assert ops["attention"]["calls"] == 4
         assert ops["linear 3584x256"]["calls"] == 1
-        assert 0 < sum(op["share"] for op in ops.values()) <= 1.01  # Far below 1 where others compute too.
+        assert 0.3 < sum(op["share"] for op in ops.values()) <= 1.01
     text = latency.text({**measured})
     for word in ("Avg latency:", "99% percentile latency:", "GB/s", "outside the plan", "linear 3584x256"):
         assert word in text
