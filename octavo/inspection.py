@@ -19,7 +19,7 @@ from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
 from octavo.config.model_path import check_model_path, gguf_in
 from octavo.errors import CheckpointError, OctavoError, OutOfMemory
-from octavo.launch import POCKET, context_limit
+from octavo.launch import POCKET, STEP_TOKENS, context_limit
 from octavo.layers.decoder import Decoder
 from octavo.models import names, registry
 from octavo.pipeline.gguf_tokenizer import gguf_templates
@@ -46,8 +46,8 @@ _BESIDE = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_\w+|input_\w+|SCB|weight\.\w+|weight_format|weight)$"
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
-_STEP_TOKENS, _BASE_BYTES = 1024, 110 << 20
-"""Rows of the largest step by default; what an idle server takes without a model."""
+_BASE_BYTES = 110 << 20
+"""What an idle server takes without a model."""
 
 
 @dataclass
@@ -294,7 +294,7 @@ def _memory(known: Outline, config: EngineConfig, limit: int) -> Memory:
 
 def _step_bytes(arch: Arch, config: EngineConfig) -> int:
     """About what a step's values take: float32 rows of the widest layer, and logits."""
-    rows = min(config.max_num_batched_tokens or _STEP_TOKENS, 1 << 16)
+    rows = min(config.max_num_batched_tokens or STEP_TOKENS, 1 << 16)
     width = 4 * arch.hidden + 3 * arch.ffn + 2 * arch.heads * arch.head_dim
     return 4 * (rows * width + config.max_num_seqs * arch.vocab)
 

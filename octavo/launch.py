@@ -59,7 +59,7 @@ log = logger(__name__)
 POCKET = Path(__file__).parent / "assets" / "pocket"
 """The bundled model."""
 
-_STEP_TOKENS = 1024
+STEP_TOKENS = 1024
 """Default of max_num_batched_tokens: enough rows for the matrix kernels' full speed."""
 _STEP_TARGET_S = 0.25
 """Prompt parts are sized so that a step with decodes takes about this long: see engine.pace."""
@@ -164,7 +164,7 @@ def _decide(config: EngineConfig) -> _Plan:
         config.num_blocks_override,
     )
     max_model_len = _max_model_len(config, known.arch, budget)
-    tokens = max(min(config.max_num_batched_tokens or _STEP_TOKENS, 1 << 16), config.max_num_seqs)
+    tokens = max(min(config.max_num_batched_tokens or STEP_TOKENS, 1 << 16), config.max_num_seqs)
     limits = Limits(
         tokens=tokens,
         sequences=config.max_num_seqs,

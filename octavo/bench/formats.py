@@ -21,13 +21,11 @@ from octavo.ops.layouts import (
     Online,
     SubScales,
 )
+from octavo.quant.small_floats import E2M1
 from octavo.weights.dummy import DummyWeights
 
 Make = Callable[[np.random.Generator, int, int], Layout]
 """(random numbers, rows, columns) -> a matrix."""
-
-_MXFP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""The sixteen e2m1 numbers of the OCP microscaling formats."""
 
 
 def _scale(rng: np.random.Generator, rows: int, cols: int, group: int) -> F32:
@@ -102,7 +100,7 @@ FORMATS: dict[str, Make] = {
     "int4-q4_1": _int4(32, "minimum"),
     "int5": _bits(5, 32),
     "int6": _bits(6, 16),
-    "lut4-mxfp4": _lut4(_MXFP4, 32),
+    "lut4-mxfp4": _lut4(E2M1, 32),
     "lut4-nf4": _lut4(np.linspace(-1, 1, 16, dtype=np.float32) ** 3, 64),
     "fp8": _fp8,
 }
