@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.build.declare import declare
-from octavo.config.arch import read_arch
+from octavo.convert.plain import plain_model
 from octavo.convert.safetensors_file import Piece, Written, copy_text, new_folder, write_json, write_weights
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModel
 from octavo.layers.decoder import Decoder
 from octavo.models import names
 from octavo.ops.layouts import FLOATS, Dense, pack4
 from octavo.ops.rounding import best_scale
-from octavo.pipeline.vocab import read_json
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 
 _CHUNK_ELEMENTS = 1 << 21
@@ -78,14 +77,7 @@ def quantize(
     Embeddings, the output matrix, norms and biases stay as they are. Raises CheckpointError,
     UnsupportedModel or ConfigError.
     """
-    raw = read_json(folder / "config.json")
-    if not raw:
-        raise CheckpointError(f"There is no config.json in {folder}.")
-    arch = read_arch(raw)
-    if arch.quantization:
-        raise UnsupportedModel(
-            "The checkpoint is quantized already.", hint="Quantize the checkpoint that it was made from."
-        )
+    raw, arch = plain_model(folder)
     checkpoint = open_checkpoint(folder)
     linear = _linear(declare(arch), set(checkpoint.names()))
     for name in linear:

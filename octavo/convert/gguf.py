@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from octavo.build.declare import declare
 from octavo.build.load import located
-from octavo.config.arch import Arch, read_arch
+from octavo.config.arch import Arch
 from octavo.config.generation import load_generation_config, token_ids
 from octavo.convert.ggml_types import Mix, encode, mix_of, tensor_type
 from octavo.convert.gguf_arch import arch_metadata, rope_tensors
 from octavo.convert.gguf_file import Metadata, Tensor, Value, write_gguf
 from octavo.convert.gguf_tokenizer import special_ids, tokenizer_metadata
-from octavo.errors import CheckpointError, UnsupportedModel
+from octavo.convert.plain import plain_model
 from octavo.layers.decoder import Decoder
 from octavo.layers.norm import RMSNorm
 from octavo.models.gguf import UNTIED, GgufSource, gguf_name, source, stored_shape, to_pairs
@@ -28,7 +28,6 @@ from octavo.ops.contract import Param
 from octavo.ops.layouts import Dense
 from octavo.pipeline.template import load_template
 from octavo.pipeline.tokenizer import Tokenizer
-from octavo.pipeline.vocab import read_json
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.dummy import DummyWeights
 from octavo.weights.ggml import NAMED
@@ -61,15 +60,7 @@ def convert(
 
     `dummy`: random weights for a folder without any. Raises CheckpointError, UnsupportedModel or ConfigError.
     """
-    raw = read_json(folder / "config.json")
-    if not raw:
-        raise CheckpointError(f"There is no config.json in {folder}.")
-    arch = read_arch(raw)
-    if arch.quantization:
-        raise UnsupportedModel(
-            "The checkpoint is quantized; GGUF is written from plain weights only.",
-            hint="Convert the checkpoint that it was made from.",
-        )
+    raw, arch = plain_model(folder)
     name = gguf_name(arch.architecture)
     model = declare(arch)
     dtype = arch.dtype if arch.dtype in ("float16", "float32") else "bfloat16"

@@ -20,6 +20,7 @@ from octavo.build.source import Source, open_source
 from octavo.config.arch import read_arch
 from octavo.convert.hf_config import config_json, generation_json
 from octavo.convert.hf_tokenizer import write_tokenizer
+from octavo.convert.plain import plain_model
 from octavo.convert.safetensors_file import Piece, Written, copy_text, new_folder, write_json, write_weights
 from octavo.errors import CheckpointError, ConfigError, UnsupportedModel
 from octavo.layers.decoder import Decoder
@@ -58,16 +59,10 @@ def to_safetensors(
     source = open_source(path, read_json)
     if source.gguf is not None:
         return _from_gguf(source, source.gguf, target, dtype, on_bytes)
-    if not source.config:
-        raise CheckpointError(f"There is no config.json in {source.folder}.")
-    if source.config.get("quantization_config"):
-        raise UnsupportedModel(
-            "The checkpoint is quantized; safetensors are written from plain weights or GGUF.",
-            hint="Convert the checkpoint that it was made from.",
-        )
+    raw, _ = plain_model(source.folder)
     checkpoint = open_checkpoint(source.folder)
     pieces = [_cast(checkpoint, name, dtype) for name in checkpoint.names()]
-    config = {**source.config}
+    config = {**raw}
     if dtype:
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
     with new_folder(target) as made:
