@@ -16,7 +16,7 @@ from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, QueueFull, Unavailable
 from octavo.pipeline.client import OnFailure, OnOutputs
 from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
-from octavo.pipeline.service import Service, Speed
+from octavo.pipeline.service import Service
 from octavo.pipeline.stop import EndTokens
 from octavo.pipeline.template import ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
@@ -490,13 +490,3 @@ def test_importing_the_text_side_is_light() -> None:
     heavy = ["jinja2", "tokenizers", "sentencepiece", "torch", "transformers", "numpy"]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_speed_ignores_pauses() -> None:
-    speed = Speed()
-    assert speed.per_sequence is None
-    for now in (0.0, 0.1, 0.2):
-        speed.step(2, 2, now)
-    assert speed.per_sequence == pytest.approx(10.0)
-    speed.step(2, 2, 100.0)
-    assert speed.per_sequence == pytest.approx(10.0)
