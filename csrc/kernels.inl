@@ -58,6 +58,7 @@ inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(
 
 // What others call comes first.
 #include "kernels_bits.inl"
+#include "kernels_cache.inl"
 #include "kernels_quant.inl"
 #include "kernels_rows.inl"
 

@@ -39,7 +39,7 @@ Plan::Input Plan::expert_input(const Weight& weight, const float* bias, View out
 // `x` as row `row` of an input, as its matrix sees it.
 void Plan::see(const Input& in, const float* x, int64_t row) const {
   const int64_t width = in.args.weight.cols;
-  std::vector<float> stored;
+  static thread_local std::vector<float> stored;  // no allocation in a step
   if (const std::vector<int32_t>& order = in.weight->order(); !order.empty()) {
     stored.resize(order.size());
     for (size_t k = 0; k < order.size(); ++k) stored[k] = order[k] < 0 ? 0.0f : x[order[k]];

@@ -1,7 +1,6 @@
 // The thin vector vocabulary: sixteen floats, whatever the machine. Kernels are written once over it.
-//
-// A file that includes this defines OCTAVO_ISA (a namespace) and is compiled with that ISA's flags:
-// avx512bf16, avx512, avx2, neon or scalar. The scalar form is plain loops, the reference for the others.
+// A file that includes this defines OCTAVO_ISA (a namespace) and is compiled with that ISA's flags. The scalar form is
+// plain loops, the reference for the others.
 #pragma once
 
 #include <cmath>
