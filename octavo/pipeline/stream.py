@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from octavo.pipeline.output import SequenceText
 from octavo.pipeline.prepare import Prepared
 from octavo.types.engine import Finish, TokenLogprobs
@@ -39,6 +41,9 @@ class Pending:
         return Event(
             index=self._first.index,
             text="".join(event.text for event in events),
+            reasoning="".join(event.reasoning for event in events),
+            calls=tuple(piece for event in events for piece in event.calls),
+            reasoning_tokens=sum(event.reasoning_tokens for event in events),
             tokens=tuple(tokens),
             logprobs=tuple(logprobs),
             prompt_logprobs=self._first.prompt_logprobs,
@@ -180,14 +185,6 @@ def _rank(event: Event) -> tuple[bool, float, int]:
 
 
 def _renumbered(event: Event, index: int, strip: bool) -> Event:
-    return Event(
-        index=index,
-        text=event.text,
-        tokens=event.tokens,
-        logprobs=() if strip else event.logprobs,
-        prompt_logprobs=event.prompt_logprobs,
-        cached_tokens=event.cached_tokens,
-        finish=event.finish
-        if event.finish is not None
-        else Finish("error", error="the sequence never ended"),
-    )
+    finish = event.finish if event.finish is not None else Finish("error", error="the sequence never ended")
+    logprobs = () if strip else event.logprobs
+    return msgspec.structs.replace(event, index=index, logprobs=logprobs, finish=finish)

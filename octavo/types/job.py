@@ -47,6 +47,13 @@ class ChatOptions(msgspec.Struct, kw_only=True, frozen=True):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
+    parse: bool = False
+    """Split the answer into reasoning, text and tool calls, as the model's own format marks them."""
+    tool_choice: str = "auto"
+    """auto, none, required, or named: then `tool_name` is the function that must be called."""
+    tool_name: str = ""
+    parallel_tool_calls: bool = True
+    """False: at most one call."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +63,29 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: tuple[int, ...]
 
 
+class CallPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """News of one tool call of a sequence: the first piece of an index names it, all add to its arguments."""
+
+    index: int
+    """Which call of the answer, from 0."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """The next piece of the arguments' JSON text."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """News of one sequence of a job. `text` is the new text only (a delta), never half a character."""
+    """News of one sequence of a job. Texts are the new part only (a delta), never half a character."""
 
     index: int
     """Which of the n sequences."""
     text: str = ""
+    reasoning: str = ""
+    """What the model thought aloud; only of a chat with `parse`."""
+    calls: tuple[CallPiece, ...] = ()
+    """Tool calls; only of a chat with `parse`."""
+    reasoning_tokens: int = 0
+    """How many of `tokens` were reasoning."""
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
