@@ -74,6 +74,6 @@ def _sheltered(route: Route, state: State) -> Route:
         except Exception as error:
             if isinstance(error, QueueFull):
                 state.metrics.on_rejection()
-            return respond(error)
+            return respond(error, route.path)
 
     return Route(route.path, endpoint, methods=sorted(route.methods or ()))

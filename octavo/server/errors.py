@@ -1,13 +1,18 @@
-"""The one table of error bodies: OpenAI's error object for every status, and nothing of our insides."""
+"""The one table of error bodies: OpenAI's error object for every status, and nothing of our insides.
+
+Routes whose clients expect another shape stand in `SHAPES`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from octavo.errors import BadRequest, OctavoError, QueueFull
 from octavo.log import logger
@@ -84,8 +89,47 @@ class EngineFailed(OctavoError):
     """A sequence that the engine ended with an error of its own."""
 
 
-def respond(error: BaseException) -> Response:
-    """The response for an exception. Unexpected ones are logged with their traceback."""
+class OllamaError(msgspec.Struct, frozen=True):
+    """Body of every error response below /api/."""
+
+    error: str
+
+
+Shape = Callable[[ErrorInfo], tuple[int, object]]
+"""(status, body) of an error as the clients of some routes read it."""
+
+
+def _openai(info: ErrorInfo) -> tuple[int, object]:
+    return info.code, ErrorBody(info)
+
+
+def _ollama(info: ErrorInfo) -> tuple[int, object]:
+    """Ollama says 503 where a queue is full."""
+    return 503 if info.code == 429 else info.code, OllamaError(info.message)
+
+
+SHAPES: dict[str, Shape] = {"/api/": _ollama}
+"""By the beginning of the path below root_path; everything else has OpenAI's shape."""
+
+
+def shape_of(path: str) -> Shape:
+    """How errors look on a path below root_path."""
+    return next((shape for start, shape in SHAPES.items() if path.startswith(start)), _openai)
+
+
+def error_body(error: BaseException, path: str = "") -> bytes:
+    """The JSON of an error inside a stream."""
+    return msgspec.json.encode(shape_of(path)(describe(error))[1])
+
+
+def route_path(scope: Scope) -> str:
+    """The path below root_path, as starlette's router takes it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def respond(error: BaseException, path: str = "") -> Response:
+    """The response for an exception on a route. Unexpected ones are logged with their traceback."""
     info = describe(error)
     if not isinstance(error, OctavoError):
         log.error("unexpected error in a request", exc_info=error)
@@ -96,19 +140,19 @@ def respond(error: BaseException) -> Response:
         headers["Retry-After"] = "5"
     if info.code == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return respond_info(info, headers)
+    return respond_info(info, headers, path)
 
 
-def respond_info(info: ErrorInfo, headers: dict[str, str] | None = None) -> Response:
-    """A JSON error response."""
-    body = msgspec.json.encode(ErrorBody(info))
-    return Response(body, info.code, headers, media_type="application/json")
+def respond_info(info: ErrorInfo, headers: dict[str, str] | None = None, path: str = "") -> Response:
+    """A JSON error response on a route."""
+    status, body = shape_of(path)(info)
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
 async def not_found(request: Request, error: Exception) -> Response:
     """404 of a path that is no route."""
     message = f"There is no route {_shown(request)}. GET /docs lists the routes."
-    return respond_info(ErrorInfo(message, "NotFoundError", None, 404))
+    return respond_info(ErrorInfo(message, "NotFoundError", None, 404), path=route_path(request.scope))
 
 
 async def wrong_method(request: Request, error: Exception) -> Response:
@@ -117,14 +161,16 @@ async def wrong_method(request: Request, error: Exception) -> Response:
     allowed = [m for m in headers.get("Allow", headers.get("allow", "")).split(", ") if m and m != "HEAD"]
     use = " or ".join(sorted(allowed)) or "another method"
     message = f"{_shown(request)} does not take {request.method}; use {use}."
-    return respond_info(ErrorInfo(message, "MethodNotAllowedError", None, 405), headers)
+    info = ErrorInfo(message, "MethodNotAllowedError", None, 405)
+    return respond_info(info, headers, route_path(request.scope))
 
 
 async def unexpected(request: Request, error: Exception) -> Response:
     """Anything that starlette itself raises."""
     if isinstance(error, HTTPException):
-        return respond_info(ErrorInfo(error.detail, "BadRequestError", None, error.status_code))
-    return respond(error)
+        info = ErrorInfo(error.detail, "BadRequestError", None, error.status_code)
+        return respond_info(info, path=route_path(request.scope))
+    return respond(error, route_path(request.scope))
 
 
 def _shown(request: Request) -> str:

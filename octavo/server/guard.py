@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from octavo.server.errors import Forbidden, Unauthorized, respond
+from octavo.server.errors import Forbidden, Unauthorized, respond, route_path
 from octavo.server.limits import good_id
 from octavo.server.settings import ServerSettings, is_loopback
 from octavo.server.state import State
@@ -69,8 +69,8 @@ class Guard:
         try:
             self._admit(scope, headers)
         except (Forbidden, Unauthorized) as error:
-            return await respond(error)(scope, receive, send)
-        counted = scope["method"] == "POST" and _route_path(scope) not in OPEN_PATHS
+            return await respond(error, route_path(scope))(scope, receive, send)
+        counted = scope["method"] == "POST" and route_path(scope) not in OPEN_PATHS
         self._state.active += counted
         try:
             await self._app(scope, receive, send)
@@ -81,7 +81,7 @@ class Guard:
         """Raises Forbidden or Unauthorized."""
         if self._check_host:
             self._check_names(headers)
-        if not self._keys or _route_path(scope) in OPEN_PATHS:
+        if not self._keys or route_path(scope) in OPEN_PATHS:
             return
         if self._origins and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return  # a preflight: browsers send it without the key, and the CORS layer answers it
@@ -119,12 +119,6 @@ def _host_name(value: str) -> str:
     if value.startswith("["):
         return value[1:].partition("]")[0]
     return value.rpartition(":")[0] if value.count(":") == 1 else value
-
-
-def _route_path(scope: Scope) -> str:
-    """The path below root_path, as starlette's router takes it."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _echo_request_id(headers: Headers, send: Send) -> Send:

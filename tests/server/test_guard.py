@@ -186,7 +186,7 @@ def test_a_prefix_works_stripped_or_not(client: Any, root_path: str) -> None:
 
 
 def test_root_path(client: Any) -> None:
-    from octavo.server.guard import _route_path
+    from octavo.server.errors import route_path
 
-    assert _route_path({"path": "/llm/health", "root_path": "/llm"}) == "/health"
-    assert _route_path({"path": "/llmhealth", "root_path": "/llm"}) == "/llmhealth"
+    assert route_path({"path": "/llm/health", "root_path": "/llm"}) == "/health"
+    assert route_path({"path": "/llmhealth", "root_path": "/llm"}) == "/llmhealth"
