@@ -228,10 +228,13 @@ def _read(
             tensor = _decoded(item, checkpoint, dtype, stored)
         else:
             parts = [_part(item, part, piece.names[0], checkpoint) for part, piece in enumerate(item.pieces)]
-            plain = _converted(_joined(parts), item, "float32" if rounding else dtype, checkpoint)
+            if rounding and rounding.apart:
+                tensor = join([rounding(_converted(part, item, "float32", checkpoint)) for part in parts])
+            else:
+                plain = _converted(_joined(parts), item, "float32" if rounding else dtype, checkpoint)
+                tensor = rounding(plain) if rounding else plain
+                del plain
             del parts
-            tensor = rounding(plain) if rounding else plain
-            del plain
         yield item.param, tensor
         del tensor
         for name in item.names:

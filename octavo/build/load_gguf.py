@@ -88,9 +88,12 @@ def _read(
             _part(checkpoint, param, name, rows, heads, kept)
             for name, rows, heads in zip(found.names, found.rows, found.heads, strict=True)
         ]
+        if rounding and rounding.apart:
+            parts = [rounding(part) if isinstance(part, Dense) else part for part in parts]
         tensor = _vector(parts) if param.kind == "vector" else join(parts)
         del parts
-        yield param, rounding(tensor) if rounding and isinstance(tensor, Dense) else tensor
+        whole = rounding and not rounding.apart and isinstance(tensor, Dense)
+        yield param, rounding(tensor) if rounding and whole and isinstance(tensor, Dense) else tensor
         del tensor
         for name in found.names:
             checkpoint.release(name)

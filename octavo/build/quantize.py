@@ -21,7 +21,7 @@ from octavo.quant.fp8 import Fp8Checkpoint
 from octavo.quant.gptq import Gptq
 from octavo.quant.modelopt import ModelOpt
 from octavo.quant.mxfp4 import Mxfp4
-from octavo.quant.online import GROUPS, Rounding, method_of
+from octavo.quant.online import GROUPS, NormalFloat, Rounding, method_of
 
 log = logger(__name__)
 
@@ -104,16 +104,19 @@ def roundings(model: Decoder, method: str | None) -> Mapping[str, Rounding]:
     """--quantization: the matrices of a declared model by name, with how each is rounded while it is loaded.
 
     int8 rounds every matrix to 8 bits; int4 rounds to 4 bits, but the embedding and the output matrix, whose
-    errors no later layer evens out, to 8. A checkpoint that is quantized stays as it is. ConfigError for
-    another method.
+    errors no later layer evens out, to 8. bitsandbytes rounds to NF4 what that library would: every matrix
+    but these two. A checkpoint that is quantized stays as it is. ConfigError for another method.
     """
     if method is None or model.arch.quantization:
         return {}
     method = method_of(method)
     careful = {id(model.embed.weight), id(model.head.weight)}
-    found = {}
+    found: dict[str, Rounding] = {}
     for name, param in model.named_params():
-        if (param.kind in ("matrix", "experts") and not param.exact) or id(param) in careful:
+        if method == "bitsandbytes":
+            if param.kind in ("matrix", "experts") and not param.exact and id(param) not in careful:
+                found[name] = NormalFloat()
+        elif (param.kind in ("matrix", "experts") and not param.exact) or id(param) in careful:
             bits = 8 if method == "int8" or id(param) in careful else 4
             found[name] = Rounding(bits, GROUPS[bits])
     return found

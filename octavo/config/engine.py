@@ -22,7 +22,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     """auto, half, float16, bfloat16, float, float32."""
     quantization: str | None = None
-    """int8 or int4: round a dense checkpoint's matrices while they are loaded; quantized ones stay so."""
+    """int8, int4 or bitsandbytes: round a dense checkpoint's matrices while they are loaded; quantized ones
+    stay so."""
     activation_dtype: str = "auto"
     """What quantized matrices see of their input: int8 (blocks of 32), bf16 or fp32. auto: fp32 for dtype
     float32, but what a W8A8 checkpoint says; else int8."""

@@ -50,7 +50,8 @@ _MODEL = (
         "quantization",
         "str",
         "engine.quantization",
-        "int8 or int4: round plain weights while they are loaded; else how the checkpoint is stored.",
+        "int8, int4 or bitsandbytes (NF4): round plain weights while they are loaded; else how the "
+        "checkpoint is stored.",
         aliases=("-q",),
     ),
     Flag(

@@ -18,17 +18,15 @@ from collections.abc import Container
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from octavo.ops.layouts import Dense, Int8, Layout, Lut4, pack4
+from octavo.ops.layouts import Int8, Layout
 from octavo.quant.format import F32, Tensors
+from octavo.quant.nf4 import in_blocks
 
 _STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _LARGEST_STATE = 1 << 16
 _BLOCK = range(1, 1 << 20)
-_SMALLEST_GROUP = 8
-"""Columns below which a float for each group takes more room than the numbers."""
 
 
 class BitsAndBytes:
@@ -71,26 +69,7 @@ def _four(tensors: Tensors, rows: int, cols: int) -> Layout:
     codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[:count]
     table = tensors.floats("weight.quant_map", (16,))
     sizes = _sizes(tensors, state, -(-count // block))
-    if cols % block and block % cols:
-        return _across_rows(codes, table, sizes, block, rows, cols)
-    # Blocks that hold several rows are given to each of them.
-    by_row = np.repeat(sizes, block // cols)[:rows] if block % cols == 0 else sizes
-    group = min(block, cols)
-    return Lut4(pack4(codes.reshape(rows, cols)), cols, table, by_row.reshape(rows, -1), group)
-
-
-def _across_rows(
-    codes: NDArray[np.uint8], table: F32, sizes: F32, block: int, rows: int, cols: int
-) -> Layout:
-    """Blocks end inside rows. What divides both is a group, and where that is small the numbers stand for
-    themselves.
-    """
-    step = math.gcd(block, cols)
-    if step < _SMALLEST_GROUP:
-        values = table[codes] * np.repeat(sizes, block)[: len(codes)]
-        return Dense(np.ascontiguousarray(values.reshape(rows, cols), np.float32), "float32")
-    scale = sizes[np.arange(0, rows * cols, step) // block].reshape(rows, -1)
-    return Lut4(pack4(codes.reshape(rows, cols)), cols, table, scale, step)
+    return in_blocks(codes, table, sizes, block, rows, cols)
 
 
 def _sizes(tensors: Tensors, state: dict[str, Any], blocks: int) -> F32:

@@ -19,7 +19,7 @@ from octavo.build.source import open_source
 from octavo.convert.gguf import convert
 from octavo.errors import ConfigError
 from octavo.ops.contract import Batch, Precision, Runnable
-from octavo.ops.layouts import Dense, Online
+from octavo.ops.layouts import Dense, Lut4, Online
 from octavo.ops.native import pack
 from octavo.pipeline.vocab import read_json
 from octavo.weights.dummy import DummyWeights
@@ -84,11 +84,11 @@ def test_perplexity_on_stories(checkpoint: Callable[..., Runnable], tmp_path: Pa
     text = (SHARED / "corpus/tinystories_a.txt").read_text()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokens = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
-    values = {
-        method: perplexity(checkpoint(folder, method), tokens, 1, 30) for method in (None, "int8", "int4")
-    }
+    methods = (None, "int8", "int4", "bitsandbytes")
+    values = {method: perplexity(checkpoint(folder, method), tokens, 1, 30) for method in methods}
     assert values[None] == pytest.approx(4.7741, abs=0.01)
     assert values["int8"] / values[None] < 1.005
+    assert values["bitsandbytes"] / values[None] < 1.12
     convert(folder, tmp_path / "model.gguf", "q4_0")
     theirs, ours = (
         perplexity(from_gguf(path), tokens, 1, 30)
@@ -152,14 +152,29 @@ def test_a_quantized_checkpoint_stays_as_it_is() -> None:
 
 
 def test_other_methods_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="only int8 and int4") as caught:
+    with pytest.raises(ConfigError, match="only int8, int4 and bitsandbytes") as caught:
         roundings(tiny(), "awq")
     assert "stored as awq" in str(caught.value.hint)
 
 
 def test_names_of_other_engines_stand_for_the_same_bits() -> None:
-    assert roundings(tiny(), "bitsandbytes") == roundings(tiny(), "int4")
     assert roundings(tiny(), "fp8") == roundings(tiny(), "int8")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bitsandbytes_rounds_each_tensor_by_itself_but_the_tables(tied: bool) -> None:
+    model = tiny(tie_word_embeddings=tied)
+    found = roundings(model, "bitsandbytes")
+    weights = DummyWeights("bfloat16", 0)
+    plain = {p.name: x.dequantize() for p, x in load(model, weights, "bfloat16") if p.name in found}
+    assert not any(name.startswith(("embed", "head")) for name in found)
+    assert len(found) == 8
+    for param, layout in load(model, DummyWeights("bfloat16", 0), "bfloat16", roundings=found):
+        if param.name in found:
+            assert isinstance(layout, Lut4)
+            assert layout.nbytes == found[param.name].nbytes(param)
+            error = np.abs(layout.dequantize() - plain[param.name]).max()
+            assert 0 < error < 0.16 * np.abs(plain[param.name]).max()
 
 
 def test_the_estimate_of_bytes_holds() -> None:

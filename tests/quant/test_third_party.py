@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from held import Held
 
-from octavo.ops.layouts import Activation
+from octavo.ops.layouts import Activation, Dense, Lut4, unpack4
 from octavo.ops.rounding import round_activation
 from octavo.quant.bitsandbytes import BitsAndBytes
 from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format, Tensors
+from octavo.quant.nf4 import round_nf4
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -40,6 +41,27 @@ def test_bitsandbytes_four_bits(kind: str, nested: bool, cols: int) -> None:
     # Flattened: the library's CPU code takes blocks to end with the rows of a matrix.
     flat = library.dequantize_4bit(*library.quantize_4bit(weight.flatten(), **how))
     np.testing.assert_allclose(found, flat.numpy().reshape(24, cols), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(24, 128), (24, 96), (7, 72), (1030, 200), (3, 5)])
+def test_bitsandbytes_rounds_plain_weights_so(dtype: str, shape: tuple[int, int]) -> None:
+    library = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    torch.manual_seed(shape[0])
+    weight = (torch.randn(shape) ** 3).to(getattr(torch, dtype))
+    weight.view(-1)[:: max(weight.numel() // 9, 1)] = 0
+    codes, state = library.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    wanted = library.dequantize_4bit(
+        *library.quantize_4bit(weight.flatten().float(), quant_type="nf4", blocksize=64)
+    )
+    bits = weight.view(torch.uint16) if dtype == "bfloat16" else weight
+    rounded = round_nf4(Dense(bits.numpy(), dtype))
+    np.testing.assert_array_equal(rounded.dequantize(), wanted.numpy().reshape(shape))
+    if isinstance(rounded, Lut4):
+        theirs = codes.numpy().reshape(-1)
+        ours = unpack4(rounded.codes, rounded.cols).reshape(-1)
+        np.testing.assert_array_equal(np.stack([theirs >> 4, theirs & 15], 1).reshape(-1)[: ours.size], ours)
+    assert state.absmax.numel() == -(-weight.numel() // 64)
 
 
 def test_bitsandbytes_eight_bits() -> None:
