@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.resources
+import re
+import types
 from typing import Any
 
 import msgspec
@@ -22,6 +24,14 @@ from octavo.server.openai.replies import (
     ModelList,
 )
 from octavo.server.openai.requests import ChatRequest, CompletionRequest
+from octavo.server.openai.responses.replies import (
+    DeletedReply,
+    InputTokensReply,
+    ItemList,
+    ResponseEvent,
+    ResponseReply,
+)
+from octavo.server.openai.responses.requests import ResponsesRequest
 from octavo.server.state import State
 from octavo.server.tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from octavo.server.wire import reply
@@ -37,13 +47,25 @@ class Entry(msgspec.Struct, frozen=True):
     summary: str
     request: type | None = None
     reply: type | None = None
-    chunk: type | None = None
+    chunk: Any = None
     """The data lines of its stream, where it has one."""
 
 
 ENTRIES = (
     Entry("post", "/v1/chat/completions", "Answer a chat", ChatRequest, ChatReply, ChatChunk),
     Entry("post", "/v1/completions", "Continue text", CompletionRequest, CompletionReply, CompletionChunk),
+    Entry("post", "/v1/responses", "Answer items", ResponsesRequest, ResponseReply, ResponseEvent),
+    Entry("get", "/v1/responses/{response_id}", "A kept response", None, ResponseReply),
+    Entry("delete", "/v1/responses/{response_id}", "Forget a response", None, DeletedReply),
+    Entry("post", "/v1/responses/{response_id}/cancel", "End a background response", None, ResponseReply),
+    Entry("get", "/v1/responses/{response_id}/input_items", "What it was asked", None, ItemList),
+    Entry(
+        "post",
+        "/v1/responses/input_tokens",
+        "How many tokens a request would have",
+        ResponsesRequest,
+        InputTokensReply,
+    ),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
     Entry("post", "/tokenize", "Text or messages to token ids", TokenizeRequest, TokenizeReply),
@@ -69,7 +91,8 @@ ENTRIES = (
 
 def openapi(root_path: str = "") -> dict[str, Any]:
     """The whole OpenAPI 3.1 document; `root_path` is where a proxy mounts the server."""
-    kinds = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk) if kind is not None]
+    named = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk) if kind is not None]
+    kinds = [part for kind in named for part in getattr(kind, "__args__", (kind,))]
     kinds.append(ErrorBody)
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
@@ -111,14 +134,17 @@ def _operation(entry: Entry) -> dict[str, Any]:
     if entry.request is not None:
         body = {"application/json": {"schema": _ref(entry.request)}}
         made["requestBody"] = {"required": True, "content": body}
-    if "{name}" in entry.path:
+    if names := re.findall(r"{(\w+)}", entry.path):
         made["parameters"] = [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}},
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     return made
 
 
-def _ref(kind: type) -> dict[str, str]:
+def _ref(kind: Any) -> dict[str, Any]:
+    """A reference to a struct's schema, or to those of a union of structs."""
+    if isinstance(kind, types.UnionType):
+        return {"anyOf": [_ref(part) for part in kind.__args__]}
     return {"$ref": _REF.format(name=kind.__name__)}
 
 

@@ -62,6 +62,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_bad_words: int = 128
     max_listed_ids: int = 4096
     """Ceiling of entries in logit_bias and stop_token_ids."""
+    max_stored_responses: int = 1000
+    """Responses kept in memory for previous_response_id; 0 keeps none."""
+    max_stored_bytes: int = 64 * 2**20
     sse_keep_alive_interval: float = 0.0
     """Seconds of silence after which a stream gets a comment line; 0 for never."""
     slow_reader_timeout_s: float = 60.0
