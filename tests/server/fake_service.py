@@ -44,6 +44,8 @@ class FakeService:
 
     def __init__(self, says: str = "Hello world", recorder: object = None) -> None:
         self.says = says
+        self.script: list[Event] | None = None
+        """The very events of every job, for what text alone cannot say (thoughts, calls)."""
         self.finish = Finish("stop")
         self.fails_at: int | None = None
         self.refusal: Exception | None = None
@@ -122,7 +124,12 @@ class FakeService:
     async def _events(self, job: Job, started: Started) -> AsyncGenerator[Started | Event, None]:
         try:
             yield started
-            if job.sampling.max_tokens is None and job.default_max_tokens == 0:
+            if self.script is not None:
+                for event in self.script:
+                    if self.gate is not None:
+                        await self.gate.acquire()
+                    yield event
+            elif job.sampling.max_tokens is None and job.default_max_tokens == 0:
                 yield Event(index=0, prompt_logprobs=prompt_logprobs(job, started), finish=Finish("length"))
             else:
                 async for event in self._tokens(job, started):
