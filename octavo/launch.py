@@ -18,6 +18,7 @@ from typing import Any
 from octavo import _native
 from octavo.build.bind import bind
 from octavo.build.cache import PackedCache, fingerprint
+from octavo.build.facts import facts
 from octavo.build.load import load
 from octavo.build.outline import Outline, outline
 from octavo.config import machine
@@ -386,6 +387,7 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         vocab_size=plan.arch.vocab,
         max_logprobs=config.max_logprobs,
         root=str(config.model or "pocket"),
+        facts=facts(plan, config.quantization),
     )
     return Preparer(
         tokenizer,

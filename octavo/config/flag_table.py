@@ -263,6 +263,7 @@ _SERVER = (
         "Seconds that running requests may still take (30).",
         least=0,
     ),
+    Flag("allow-pull", "bool", "server.allow_pull", "Let clients download models (POST /api/pull)."),
     Flag("max-body-bytes", "size", "server.max_body_bytes", "Largest request body (64MiB).", least=1),
     Flag("metrics-prefix", "str", "server.metrics_prefix", "Prefix of the metrics' names (vllm:)."),
 )

@@ -19,6 +19,7 @@ from octavo.pipeline.stop import EndTokens, LoopGuard, StopStrings
 from octavo.pipeline.template import ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.engine import EngineRequest, SamplingSpec
+from octavo.types.facts import ModelFacts
 from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.sampling import SamplingParams
 
@@ -45,6 +46,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time at which the model was loaded."""
     root: str = ""
     """The folder or id that it was loaded from."""
+    facts: ModelFacts = ModelFacts()
 
     @property
     def name(self) -> str:

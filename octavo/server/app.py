@@ -17,13 +17,14 @@ from octavo.server import adapters, document, legacy, metrics, probes, tokens
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
 from octavo.server.hub import Hub
+from octavo.server.ollama import door as ollama
 from octavo.server.openai import chat, completions, models
 from octavo.server.openai.responses import door as responses
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.server.wire import Handler
 
-DOORS = (chat, completions, responses, models, adapters, tokens, legacy, probes, metrics, document)
+DOORS = (chat, completions, responses, models, adapters, tokens, legacy, ollama, probes, metrics, document)
 """Each has ``routes(state)``; none knows another."""
 
 _CLIENT_GONE = 499

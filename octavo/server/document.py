@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import octavo
 from octavo.server.errors import ErrorBody
 from octavo.server.legacy import GenerateReply, GenerateRequest
+from octavo.server.ollama import bodies as ollama
+from octavo.server.ollama.render import NDJSON
 from octavo.server.openai.replies import (
     ChatChunk,
     ChatReply,
@@ -49,6 +51,8 @@ class Entry(msgspec.Struct, frozen=True):
     reply: type | None = None
     chunk: Any = None
     """The data lines of its stream, where it has one."""
+    lines: str = "text/event-stream"
+    """The type of the stream."""
 
 
 ENTRIES = (
@@ -77,6 +81,45 @@ ENTRIES = (
         GenerateRequest,
         GenerateReply,
     ),
+    Entry(
+        "post",
+        "/api/generate",
+        "Ollama: answer a prompt",
+        ollama.OllamaGenerateRequest,
+        ollama.OllamaGenerateReply,
+        ollama.OllamaGenerateReply,
+        NDJSON,
+    ),
+    Entry(
+        "post",
+        "/api/chat",
+        "Ollama: answer a chat",
+        ollama.OllamaChatRequest,
+        ollama.OllamaChatReply,
+        ollama.OllamaChatReply,
+        NDJSON,
+    ),
+    Entry("post", "/api/embed", "Ollama: texts to vectors", ollama.NamedRequest),
+    Entry("post", "/api/embeddings", "Ollama: a text to a vector", ollama.NamedRequest),
+    Entry("get", "/api/tags", "Ollama: the served names", None, ollama.TagsReply),
+    Entry("post", "/api/show", "Ollama: what a model is", ollama.NamedRequest, ollama.ShowReply),
+    Entry("get", "/api/ps", "Ollama: what is loaded", None, ollama.PsReply),
+    Entry("get", "/api/version", "Ollama: the release whose API this is"),
+    Entry(
+        "post",
+        "/api/pull",
+        "Ollama: download a model",
+        ollama.NamedRequest,
+        ollama.Status,
+        ollama.Status,
+        NDJSON,
+    ),
+    Entry("delete", "/api/delete", "Ollama: refused", ollama.NamedRequest),
+    Entry("post", "/api/copy", "Ollama: refused"),
+    Entry("post", "/api/create", "Ollama: refused"),
+    Entry("post", "/api/push", "Ollama: refused"),
+    Entry("get", "/api/blobs/{name}", "Ollama: 404"),
+    Entry("post", "/api/blobs/{name}", "Ollama: refused"),
     Entry("get", "/health", "200 when requests are taken, else 503"),
     Entry("get", "/ping", "The same as /health"),
     Entry("post", "/ping", "The same as /health"),
@@ -111,6 +154,8 @@ def openapi(root_path: str = "") -> dict[str, Any]:
     }
 
 
+_OLLAMA = "Ollama is running"
+"""What Ollama's own root says; its clients look for these words."""
 _ABOUT = "A language-model server with OpenAI's API and vLLM's extensions."
 
 
@@ -121,7 +166,7 @@ def _operation(entry: Entry) -> dict[str, Any]:
     if entry.reply is not None:
         content["application/json"] = {"schema": _ref(entry.reply)}
     if entry.chunk is not None:
-        content["text/event-stream"] = {"schema": _ref(entry.chunk)}
+        content[entry.lines] = {"schema": _ref(entry.chunk)}
     if content:
         good["content"] = content
     bad = {"description": "Error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
@@ -159,9 +204,12 @@ def routes(state: State) -> list[Route]:
         return HTMLResponse(text, headers={"Content-Security-Policy": _CSP})
 
     async def root(request: Request) -> Response:
+        if request.headers.get("accept", "").startswith("text/plain"):
+            return PlainTextResponse(_OLLAMA)
         docs = None if state.settings.disable_docs else f"{state.settings.prefix}/docs"
         about = {"name": "Octavo", "version": octavo.__version__, "about": _ABOUT, "ready": state.ready}
-        return reply({**about, "docs": docs, "models": f"{state.settings.prefix}/v1/models"})
+        models = f"{state.settings.prefix}/v1/models"
+        return reply({**about, "docs": docs, "models": models, "ollama": _OLLAMA})
 
     found = [Route("/", root, methods=["GET"])]
     if not state.settings.disable_docs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from octavo.types.facts import ModelFacts
 from octavo.types.job import ChatOptions, Event, Job, Started
 from octavo.types.lora import Adapter
 from octavo.types.sampling import SamplingParams
@@ -34,6 +35,10 @@ class Info(Protocol):
     def created(self) -> int:
         """Unix time at which the model was loaded, in seconds."""
 
+    @property
+    def facts(self) -> ModelFacts:
+        """What the model is."""
+
 
 class Generation(Protocol):
     """The model's own sampling defaults."""
@@ -42,12 +47,24 @@ class Generation(Protocol):
         """Sampling from the fields that a client set; None counts as unset. Raises BadRequest."""
 
 
+class Template(Protocol):
+    """A chat template, to be looked at."""
+
+    @property
+    def source(self) -> str:
+        """Its text."""
+
+
 class Preparing(Protocol):
     """The part of the preparer that doors use."""
 
     @property
     def generation(self) -> Generation:
         """Defaults for fields that requests leave out."""
+
+    @property
+    def template(self) -> Template | None:
+        """The chat template; None where the model has none."""
 
 
 class Vocabulary(Protocol):

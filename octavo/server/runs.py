@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
@@ -32,6 +33,24 @@ class Usage:
         self.cached = 0
 
 
+class Clock:
+    """When a request came, was taken, and gave its first and its last token; time.monotonic(), in seconds."""
+
+    def __init__(self) -> None:
+        self.arrived_s = self.taken_s = self.first_s = self.last_s = time.monotonic()
+        self._begun = False
+
+    def taken(self) -> None:
+        """Every job stands in the queue."""
+        self.taken_s = self.first_s = self.last_s = time.monotonic()
+
+    def token(self) -> None:
+        """An event with tokens, or the end, has come."""
+        self.last_s = time.monotonic()
+        if not self._begun:
+            self._begun, self.first_s = True, self.last_s
+
+
 class Run:
     """The jobs of one request: choice number ``job * n + sequence``.
 
@@ -48,6 +67,7 @@ class Run:
         self.n = jobs[0].sampling.n
         self.started: list[Started] = []
         self.usage = Usage(0)
+        self.clock = Clock()
 
     @classmethod
     async def begin(cls, state: State, jobs: Sequence[Job]) -> Run:
@@ -75,6 +95,7 @@ class Run:
                 raise RuntimeError("a job must begin with Started")
             self.started.append(first)
         self.usage = Usage(sum(len(s.prompt_ids) for s in self.started))
+        self.clock.taken()
 
     async def __aenter__(self) -> Run:
         return self
@@ -101,6 +122,7 @@ class Run:
         finished = 0
         async for choice, event in source:
             counted.completion += len(event.tokens)
+            self.clock.token()
             if event.index == 0 and choice not in seen:
                 counted.cached += event.cached_tokens
                 seen.add(choice)

@@ -38,6 +38,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Model names to answer to; the first is reported. Empty: the names that the service has."""
     allow_runtime_lora: bool = False
     """Whether clients may load and unload adapters, from any folder that the server can read."""
+    allow_pull: bool = False
+    """Whether clients may download models into the hub's cache."""
     response_role: str = "assistant"
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False

@@ -7,6 +7,7 @@ import codecs
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from octavo.config.generation import GenerationConfig
@@ -37,6 +38,9 @@ class FakePreparer:
 
     def __init__(self) -> None:
         self.generation = GenerationConfig()
+        self.template: Any = SimpleNamespace(
+            source="{{ messages }}{{ tools }}{% if enable_thinking %}{% endif %}"
+        )
 
 
 class FakeService:

@@ -33,7 +33,7 @@ def test_every_route_needs_the_key_but_liveness(client: Any) -> None:
         assert response.status_code == 401, (method, path)
         assert response.headers["www-authenticate"] == "Bearer"
         if method != "HEAD":
-            assert response.json()["error"]["type"] == "AuthenticationError"
+            assert "API key" in str(response.json()["error"])  # in the shape of the route's clients
 
 
 def test_open_paths_are_only_liveness() -> None:

@@ -1,0 +1,1 @@
+"""Ollama's API below /api: a translation to and from Jobs, like every door."""
