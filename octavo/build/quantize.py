@@ -19,6 +19,7 @@ from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format
 from octavo.quant.fp8 import Fp8Checkpoint
 from octavo.quant.gptq import Gptq
+from octavo.quant.hqq import Hqq
 from octavo.quant.modelopt import ModelOpt
 from octavo.quant.mxfp4 import Mxfp4
 from octavo.quant.online import GROUPS, NormalFloat, Rounding, method_of
@@ -33,6 +34,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "compressed-tensors": CompressedTensors,
     "fp8": Fp8Checkpoint,
     "fbgemm-fp8": Fp8Checkpoint,
+    "hqq": Hqq,
     "modelopt": ModelOpt,
     "modelopt-fp4": ModelOpt,
     "mxfp4": Mxfp4,

@@ -75,7 +75,9 @@ def grouped(
         return IntBits(codes, bits, scale, group, _float(zero), order=order)
     signed = (codes ^ np.uint8(128)).view(np.int8)  # code - 128
     # The middle of codes of 7 bits is not 128.
-    shifted = zero.astype(np.int32) - 128 if zero is not None else None
+    shifted = (
+        None if zero is None else zero - 128.0 if zero.dtype.kind == "f" else zero.astype(np.int32) - 128
+    )
     if shifted is None and bits < 8:
         shifted = np.full(scale.shape, middle - 128)
     return Int8(signed, scale, group, _float(shifted), order=order)

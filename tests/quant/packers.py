@@ -240,3 +240,32 @@ def bnb8(rng: Rng, rows: int, cols: int) -> Module:
     values = codes * largest.astype(np.float64)[:, None] / 127
     tensors = {"weight": codes.astype(np.int8), "SCB": largest, "weight_format": np.zeros((), np.uint8)}
     return tensors, values.astype(np.float32)
+
+
+def hqq(rng: Rng, rows: int, cols: int, *, bits: int = 4, group: int = 32, axis: int = 1) -> Module:
+    """HQQ: the folded matrix in slabs, the first one in the highest bits of a word."""
+    groups = rows * cols // group
+    folded = (groups, group) if axis == 1 else (group, groups)
+    codes = rng.integers(0, 1 << bits, folded)
+    by_group = (groups, 1) if axis == 1 else (1, groups)
+    scale = (rng.uniform(0.5, 2, by_group) / (cols**0.5 * (1 << (bits - 1)))).astype(np.float16)
+    zero = rng.uniform(0, (1 << bits) - 1, by_group).astype(np.float16)
+    fields, dtype = (10, np.int32) if bits == 3 else (8 // bits, np.uint8)
+    height = -(-folded[0] // fields)
+    packed = np.zeros((height, folded[1]), np.int64)
+    for row in range(folded[0]):
+        packed[row % height] |= codes[row] << (bits * (fields - 1 - row // height))
+    name = "3bit_32" if bits == 3 else f"{bits}bit_u8"
+    tensors = {
+        "W_q": packed.astype(dtype),
+        "scale": scale,
+        "zero": zero,
+        "packing": np.frombuffer(name.encode(), np.uint8),
+        "axis": np.array(axis, np.int32),
+        "group_size": np.array(group, np.int32),
+        "shape": np.array([rows, cols], np.int64),
+        "nbits": np.array(bits, np.int32),
+        "view_as_float": np.array(0, np.uint8),
+    }
+    values = (codes - zero.astype(np.float64)) * scale.astype(np.float64)
+    return tensors, values.reshape(rows, cols).astype(np.float32)

@@ -147,6 +147,10 @@ OTHERS = {
         {"quant_method": "bitsandbytes", "load_in_8bit": True},
         lambda rng, _, *shape: packers.bnb8(rng, *shape),
     ),
+    "hqq": (
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
+        lambda rng, _, *shape: packers.hqq(rng, *shape),
+    ),
     "mxfp4": (
         compressed(num_bits=4, type="float", group_size=32),
         lambda rng, _, *shape: packers.fp4(rng, *shape, nv=False),
@@ -157,7 +161,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_formats_answer_as_their_numbers_do(tmp_path: Path, name: str) -> None:
     written = Written(tmp_path, *OTHERS[name])
-    if OTHERS[name][0]["quant_method"] != "bitsandbytes":
+    if OTHERS[name][0]["quant_method"] not in ("bitsandbytes", "hqq"):
         # Scales that others need for a cache or inputs of 8 bits.
         one = np.ones(1, np.float32)
         written.rewrite(

@@ -13,6 +13,7 @@ from octavo.ops.rounding import round_activation
 from octavo.quant.bitsandbytes import BitsAndBytes
 from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format, Tensors
+from octavo.quant.hqq import Hqq
 from octavo.quant.nf4 import round_nf4
 
 pytestmark = [
@@ -71,6 +72,21 @@ def test_bitsandbytes_eight_bits() -> None:
     found = numbers(BitsAndBytes({}), {"weight": codes, "SCB": largest}, 24, 80)
     wanted = library.int8_vectorwise_dequant(codes, largest).numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [8, 5, 4, 3, 2, 1])
+@pytest.mark.parametrize(("axis", "group"), [(1, 64), (0, 64), (1, None), (1, 160)])
+def test_hqq(bits: int, axis: int, group: int | None) -> None:
+    library = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
+    if bits == 1 and axis == 1 and group:
+        pytest.skip("the library packs no number of groups that 8 does not divide")
+    config = library.BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+    module = library.HQQLinear(
+        torch.nn.Linear(96, 40, bias=False), config, compute_dtype=torch.float32, device="cpu", del_orig=False
+    )
+    tensors = {name: value for name, value in module.state_dict().items() if torch.is_tensor(value)}
+    found = numbers(Hqq({}), tensors, 40, 96)
+    np.testing.assert_allclose(found, module.dequantize().detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
