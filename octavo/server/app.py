@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from octavo.errors import QueueFull
 from octavo.server import adapters, document, legacy, metrics, probes, tokens
+from octavo.server.anthropic import door as anthropic
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
 from octavo.server.hub import Hub
@@ -24,8 +25,11 @@ from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.server.wire import Handler
 
-DOORS = (chat, completions, responses, models, adapters, tokens, legacy, ollama, probes, metrics, document)
-"""Each has ``routes(state)``; none knows another."""
+DOORS = (
+    *(chat, completions, responses, anthropic, models, adapters, tokens, legacy, ollama),
+    *(probes, metrics, document),
+)
+"""Each has ``routes(state)``; none knows another. The first that matches takes a request."""
 
 _CLIENT_GONE = 499
 """nginx's status for a client that left; only logs ever see it."""
@@ -78,4 +82,4 @@ def _sheltered(route: Route, state: State) -> Route:
                 state.metrics.on_rejection()
             return respond(error, route.path)
 
-    return Route(route.path, endpoint, methods=sorted(route.methods or ()))
+    return type(route)(route.path, endpoint, methods=sorted(route.methods or ()))

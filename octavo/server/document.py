@@ -13,7 +13,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import octavo
-from octavo.server.errors import ErrorBody
+from octavo.server.anthropic.replies import MessageEvent, MessageReply, TokenCount
+from octavo.server.anthropic.requests import CountRequest, MessagesRequest
+from octavo.server.errors import AnthropicError, ErrorBody
 from octavo.server.legacy import GenerateReply, GenerateRequest
 from octavo.server.ollama import bodies as ollama
 from octavo.server.ollama.render import NDJSON
@@ -53,6 +55,7 @@ class Entry(msgspec.Struct, frozen=True):
     """The data lines of its stream, where it has one."""
     lines: str = "text/event-stream"
     """The type of the stream."""
+    error: type = ErrorBody
 
 
 ENTRIES = (
@@ -69,6 +72,23 @@ ENTRIES = (
         "How many tokens a request would have",
         ResponsesRequest,
         InputTokensReply,
+    ),
+    Entry(
+        "post",
+        "/v1/messages",
+        "Answer a chat, as Anthropic does",
+        MessagesRequest,
+        MessageReply,
+        MessageEvent,
+        error=AnthropicError,
+    ),
+    Entry(
+        "post",
+        "/v1/messages/count_tokens",
+        "How many tokens a chat would have",
+        CountRequest,
+        TokenCount,
+        error=AnthropicError,
     ),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
@@ -134,9 +154,8 @@ ENTRIES = (
 
 def openapi(root_path: str = "") -> dict[str, Any]:
     """The whole OpenAPI 3.1 document; `root_path` is where a proxy mounts the server."""
-    named = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk) if kind is not None]
+    named = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk, e.error) if kind is not None]
     kinds = [part for kind in named for part in getattr(kind, "__args__", (kind,))]
-    kinds.append(ErrorBody)
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for entry in ENTRIES:
@@ -169,7 +188,7 @@ def _operation(entry: Entry) -> dict[str, Any]:
         content[entry.lines] = {"schema": _ref(entry.chunk)}
     if content:
         good["content"] = content
-    bad = {"description": "Error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
+    bad = {"description": "Error", "content": {"application/json": {"schema": _ref(entry.error)}}}
     name = f"{entry.method}_{entry.path.strip('/').replace('/', '_').replace('.', '_') or 'root'}"
     made: dict[str, Any] = {
         "summary": entry.summary,

@@ -108,7 +108,37 @@ def _ollama(info: ErrorInfo) -> tuple[int, object]:
     return 503 if info.code == 429 else info.code, OllamaError(info.message)
 
 
-SHAPES: dict[str, Shape] = {"/api/": _ollama}
+class AnthropicInfo(msgspec.Struct, frozen=True):
+    """What went wrong, in Anthropic's words."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    """Body of every error response below /v1/messages."""
+
+    error: AnthropicInfo
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+def _anthropic(info: ErrorInfo) -> tuple[int, object]:
+    kind = _ANTHROPIC_TYPES.get(info.code, "invalid_request_error")
+    return info.code, AnthropicError(AnthropicInfo(kind, info.message))
+
+
+SHAPES: dict[str, Shape] = {"/api/": _ollama, "/v1/messages": _anthropic}
 """By the beginning of the path below root_path; everything else has OpenAI's shape."""
 
 

@@ -66,6 +66,8 @@ class Guard:
         headers = Headers(scope=scope)
         if self._settings.enable_request_id_headers:
             send = _echo_request_id(headers, send)
+        if route_path(scope).startswith("/v1/messages"):
+            send = _echo_request_id(headers, send, "request-id", "req_")  # Anthropic's clients report it
         try:
             self._admit(scope, headers)
         except (Forbidden, Unauthorized) as error:
@@ -89,7 +91,10 @@ class Guard:
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         tenant = self._keys.tenant(given) if given else None
         if tenant is None:
-            raise Unauthorized("A valid API key is missing.", hint="Send it as 'Authorization: Bearer KEY'.")
+            raise Unauthorized(
+                "A valid API key is missing.",
+                hint="Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
+            )
         scope[TENANT] = tenant
 
     def _check_names(self, headers: Headers) -> None:
@@ -121,14 +126,14 @@ def _host_name(value: str) -> str:
     return value.rpartition(":")[0] if value.count(":") == 1 else value
 
 
-def _echo_request_id(headers: Headers, send: Send) -> Send:
-    """`send` with X-Request-Id on the response: the client's, or a fresh one."""
+def _echo_request_id(headers: Headers, send: Send, header: str = "X-Request-Id", prefix: str = "") -> Send:
+    """`send` with the request's id on the response: the client's X-Request-Id, or a fresh one."""
     given = headers.get("x-request-id")
-    name = given if given is not None and good_id(given) else secrets.token_hex(16)
+    name = given if given is not None and good_id(given) else prefix + secrets.token_hex(16)
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).setdefault("X-Request-Id", name)
+            MutableHeaders(scope=message).setdefault(header, name)
         await send(message)
 
     return sending

@@ -173,12 +173,14 @@ class Stream(Response):
         headers: dict[str, str] | None = None,
         stall_s: float = 60.0,
         keep_alive_s: float = 0.0,
+        keep_alive: bytes = _COMMENT,
     ) -> None:
         self._pieces = pieces
         self._on_close = on_close
         self._on_error = on_error
         self._stall_s = stall_s
         self._keep_alive_s = keep_alive_s
+        self._keep_alive = keep_alive
         self._sending = False
         self._since_s = 0.0
         self.status_code = 200
@@ -220,7 +222,7 @@ class Stream(Response):
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _watch(self, send: Send) -> None:
-        """Return when the client has stalled; between pieces send a comment where that is wanted."""
+        """Return when the client has stalled; between pieces send a sign of life where that is wanted."""
         tick = min([s for s in (self._stall_s / 4, self._keep_alive_s / 2) if s > 0], default=3600.0)
         loop = asyncio.get_running_loop()
         while True:
@@ -231,7 +233,7 @@ class Stream(Response):
                 return
             if not self._sending and 0 < self._keep_alive_s <= quiet_s:
                 self._since_s = loop.time()
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
 
 
 Handler = Callable[[Request], Awaitable[Response]]

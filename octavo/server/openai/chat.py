@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from octavo.errors import BadRequest
 from octavo.server.limits import at_most, check_messages, check_template
+from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import (
     Head,
     UsageRules,
@@ -19,7 +20,6 @@ from octavo.server.openai.common import (
     refuse_unsupported,
     sampling_params,
     usage_info,
-    warning_headers,
 )
 from octavo.server.openai.logprobs import Speller, chat_logprobs, prompt_logprobs
 from octavo.server.openai.replies import (
@@ -31,7 +31,7 @@ from octavo.server.openai.replies import (
     Delta,
     Message,
 )
-from octavo.server.openai.requests import ChatRequest, misspelt
+from octavo.server.openai.requests import ChatRequest
 from octavo.server.runs import Answer, Run, collect
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State

@@ -150,8 +150,3 @@ def usage_info(usage: Usage, settings: ServerSettings) -> UsageInfo:
         total_tokens=usage.prompt + usage.completion,
         prompt_tokens_details=details,
     )
-
-
-def warning_headers(warning: str | None) -> dict[str, str]:
-    """X-Octavo-Warning where there is something to say."""
-    return {"X-Octavo-Warning": warning} if warning else {}

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from octavo.errors import BadRequest
 from octavo.server.limits import at_most, check_ids
+from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import (
     Head,
     UsageRules,
@@ -20,7 +21,6 @@ from octavo.server.openai.common import (
     refuse_unsupported,
     sampling_params,
     usage_info,
-    warning_headers,
 )
 from octavo.server.openai.logprobs import CompletionLogprobsMaker, prompt_logprobs
 from octavo.server.openai.replies import (
@@ -31,7 +31,7 @@ from octavo.server.openai.replies import (
     CompletionReply,
     PromptLogprobs,
 )
-from octavo.server.openai.requests import CompletionRequest, misspelt
+from octavo.server.openai.requests import CompletionRequest
 from octavo.server.runs import Answer, Run, collect
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State

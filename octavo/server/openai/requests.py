@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from typing import Any
 
 import msgspec
-
-from octavo.log import logger
-
-log = logger(__name__)
 
 Ids = list[int]
 
@@ -159,28 +153,3 @@ NOT_YET: dict[str, str] = {
     "mm_processor_kwargs": "This server takes text only.",
 }
 """Fields that would change the output and are not there: refused by name, never ignored."""
-
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_MOST_WARNED = 8
-
-
-def misspelt(body: dict[str, Any], kind: type[msgspec.Struct]) -> str | None:
-    """A warning about unknown keys that look like known ones (``max-tokens``), logged once per request.
-
-    Other unknown keys are ignored, as clients send all sorts of things. The text is safe in a header.
-    """
-    known = kind.__struct_fields__
-    unknown = [key for key in body if key not in known]
-    found = []
-    for key in unknown[:_MOST_WARNED]:
-        if len(key) > 64 or not key.isascii() or not key.isprintable():
-            continue
-        plain = _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
-        near = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
-        if near:
-            found.append(f"unknown field '{key}' was ignored; did you mean '{near[0]}'?")
-    if not found:
-        return None
-    warning = "; ".join(found)
-    log.warning("a request's %s", warning)
-    return warning

@@ -16,9 +16,9 @@ from octavo.errors import BadRequest, OctavoError
 from octavo.log import logger
 from octavo.server.errors import describe
 from octavo.server.guard import TENANT
-from octavo.server.openai.common import head, warning_headers
+from octavo.server.misspelt import misspelt, warning_headers
+from octavo.server.openai.common import head
 from octavo.server.openai.logprobs import Speller
-from octavo.server.openai.requests import misspelt
 from octavo.server.openai.responses.items import Item, kept
 from octavo.server.openai.responses.parse import begun, parse, wants_logprobs
 from octavo.server.openai.responses.render import Renderer
