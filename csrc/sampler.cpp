@@ -237,10 +237,33 @@ void for_each(const Lists& lists, int64_t row, int64_t vocab, F edit) {
   }
 }
 
-// Only the allowed logits of a row, the others -inf.
-float* allowed_only(const float* x, int64_t vocab, int64_t row, const Lists& allowed, std::vector<float>& copy) {
+// The logits of a row whose bits are set, the others -inf.
+void masked(const float* x, int64_t vocab, const uint32_t* bits, float* y) {
+  for (int64_t first = 0; first < vocab; first += 32) {
+    const uint32_t word = bits[first / 32];
+    const int64_t count = std::min<int64_t>(32, vocab - first);
+    if (word == 0) {
+      std::fill_n(y + first, count, kMinusInfinity);
+    } else if (word == ~uint32_t{0}) {
+      std::copy_n(x + first, count, y + first);
+    } else {
+      for (int64_t i = 0; i < count; ++i) y[first + i] = word >> i & 1 ? x[first + i] : kMinusInfinity;
+    }
+  }
+}
+
+// Only the logits of a row that its mask and its list of allowed ids leave, the others -inf.
+float* allowed_only(const float* x, int64_t vocab, int64_t row, const Edits& edits, std::vector<float>& copy) {
+  const uint32_t* bits = edits.masks.of(row);
+  if (!edits.allowed.has(row)) {
+    copy.resize(static_cast<size_t>(vocab));
+    masked(x, vocab, bits, copy.data());
+    return copy.data();
+  }
   copy.assign(static_cast<size_t>(vocab), kMinusInfinity);
-  for_each(allowed, row, vocab, [&](int32_t id, int64_t) { copy[static_cast<size_t>(id)] = x[id]; });
+  for_each(edits.allowed, row, vocab, [&](int32_t id, int64_t) {
+    if (bits == nullptr || bits[id / 32] >> (id % 32) & 1) copy[static_cast<size_t>(id)] = x[id];
+  });
   return copy.data();
 }
 
@@ -314,7 +337,7 @@ void sample_row(const Logits& logits, int64_t index, int32_t slot, const Setting
                          logits.sums ? logits.sums + index * blocks : nullptr);
   int32_t token = -1;
   if (flag == kOk && edits.has(index)) {
-    float* y = edits.allowed.has(index) ? allowed_only(x, logits.vocab, index, edits.allowed, s.copy) : x;
+    float* y = edits.copied(index) ? allowed_only(x, logits.vocab, index, edits, s.copy) : x;
     edit(y, logits.vocab, index, edits, settings, slot, s.undo);
     flag = s.edited.scan(y, logits.vocab);
     if (flag == kOk) token = draw(s.edited, settings, slot, s);

@@ -1,10 +1,10 @@
 // The native sampler: from rows of logits to tokens and log-probabilities.
 //
-// A row goes through: allowed ids, banned ids, logit bias, repetition / frequency / presence penalties, then
-// either the most likely token (temperature 0) or temperature, min_p, top_k, top_p and one draw. Tokens are
-// ordered by logit, the lower id first among equals; min_p, top_k and top_p each keep a prefix of that order.
-// The draw walks the kept tokens by id with one uniform number of Philox4x32-10(seed, position), so that it
-// depends on nothing but the row. octavo/runner/sampling_reference.py is the slow twin.
+// A row goes through: a grammar's mask, allowed ids, banned ids, logit bias, repetition / frequency / presence
+// penalties, then either the most likely token (temperature 0) or temperature, min_p, top_k, top_p and one draw. Tokens
+// are ordered by logit, the lower id first among equals; min_p, top_k and top_p each keep a prefix of that order. The
+// draw walks the kept tokens by id with one uniform number of Philox4x32-10(seed, position), so that it depends on
+// nothing but the row. octavo/runner/sampling_reference.py is the slow twin.
 #pragma once
 
 #include <array>
@@ -53,6 +53,17 @@ struct Lists {
   bool has(int64_t row) const { return begin != nullptr && begin[row] < begin[row + 1]; }
 };
 
+// What grammars allow: row i may only have the tokens whose bits are set in row[i] of `bits`, 32 to a word, the lowest
+// bit first. A row[i] below 0 allows everything, and so does `row` null.
+struct Masks {
+  const int32_t* row = nullptr;
+  const uint32_t* bits = nullptr;
+  int64_t words = 0;  // of one row, enough for the vocabulary
+  const uint32_t* of(int64_t index) const {
+    return row == nullptr || row[index] < 0 ? nullptr : bits + row[index] * words;
+  }
+};
+
 // Changes to the logits. An empty `allowed` list allows everything. `seen` holds each distinct token of prompt
 // and output once; `seen_counts` how often it is in the output (0: prompt only).
 struct Edits {
@@ -62,7 +73,9 @@ struct Edits {
   const float* bias_values = nullptr;
   Lists seen;
   const int32_t* seen_counts = nullptr;
-  bool has(int64_t row) const { return allowed.has(row) || banned.has(row) || bias.has(row) || seen.has(row); }
+  Masks masks;
+  bool copied(int64_t row) const { return allowed.has(row) || masks.of(row) != nullptr; }
+  bool has(int64_t row) const { return copied(row) || banned.has(row) || bias.has(row) || seen.has(row); }
 };
 
 // Where answers go. `logprob` and `rank` (1: most likely) are of the chosen token in the logits as given, before

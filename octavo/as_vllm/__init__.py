@@ -18,7 +18,12 @@ VLLM_VERSION = "0.32.0"
 """The release whose names these are; scripts compare it."""
 
 _OUTPUTS = dict.fromkeys(("RequestOutput", "CompletionOutput", "RequestMetrics"), "octavo.types.outputs")
-_SAMPLING = {"SamplingParams": "octavo.types.sampling", "RequestOutputKind": "octavo.types.sampling"}
+_SAMPLING = {
+    "SamplingParams": "octavo.types.sampling",
+    "RequestOutputKind": "octavo.types.sampling",
+    "StructuredOutputsParams": "octavo.types.structured",
+    "GuidedDecodingParams": "octavo.types.structured",
+}
 _ARGS = {"EngineArgs": "octavo.llm", "AsyncEngineArgs": "octavo.llm"}
 _PROMPTS = {"TextPrompt": "octavo.llm", "TokensPrompt": "octavo.llm", "PromptType": "octavo.as_vllm.extras"}
 _ASYNC = {"AsyncLLM": "octavo.llm", "AsyncLLMEngine": "octavo.as_vllm.extras"}

@@ -381,6 +381,8 @@ class Scheduler:
             finish = sequence.append(token)
             if finish is not None:
                 break
+        if sampled.complete and (finish is None or finish.reason == "length"):
+            finish = Finish("stop", complete=True)
         self._counters.generation_tokens += kept
         if finish is not None:
             self._end(sequence)

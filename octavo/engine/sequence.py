@@ -91,6 +91,7 @@ class Sequence:
             tokens=tuple(self.tokens),
             sampling=sampling,
             adapter=self.request.adapter,
+            grammar=self.request.grammar,
         )
 
     def reset(self) -> None:

@@ -73,8 +73,9 @@ class SequenceText:
     def _texts(self, tokens: Sequence[int], finish: Finish | None) -> tuple[str, int, Finish | None]:
         """(new text, tokens used, how it ends) of one output."""
         parts: list[str] = []
+        ended = finish is not None and finish.reason == "stop" and not finish.complete
         for taken, token in enumerate(tokens, start=1):
-            is_end = finish is not None and finish.reason == "stop" and taken == len(tokens)
+            is_end = ended and taken == len(tokens)
             text = "" if is_end and not self._keep_end_text else self._detokenize(token)
             shown, stop = self._match(text, self.count + taken)
             parts.append(shown)

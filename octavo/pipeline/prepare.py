@@ -14,12 +14,14 @@ import msgspec
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.pipeline.detokenizer import make_detokenizer
+from octavo.pipeline.grammar import Grammars
 from octavo.pipeline.output import SequenceText
 from octavo.pipeline.stop import EndTokens, LoopGuard, StopStrings
 from octavo.pipeline.template import ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.engine import EngineRequest, SamplingSpec
 from octavo.types.facts import ModelFacts
+from octavo.types.grammar import Grammar
 from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.sampling import SamplingParams
 
@@ -102,6 +104,7 @@ class Preparer:
         self._keeps_last = truncation_side != "right"
         self._random = random.Random(seed if seed is not None else secrets.randbits(63))
         self._lock = threading.Lock()
+        self._grammars = Grammars(tokenizer, info.vocab_size) if tokenizer is not None else None
 
     def prepare(self, job: Job, arrival_s: float | None = None) -> Prepared:
         """Everything that `job` needs to run. Raises BadRequest (with `param`) or PromptTooLong.
@@ -114,6 +117,7 @@ class Preparer:
         count = max(sampling.n, sampling.best_of or 0)
         seed = self._seed(sampling)
         spec = self._spec(sampling, max_tokens, len(started.prompt_ids), count, seed)
+        grammar = self._grammar(job)
         arrival = time.monotonic() if arrival_s is None else arrival_s
         requests = tuple(
             EngineRequest(
@@ -124,6 +128,7 @@ class Preparer:
                 priority=job.priority,
                 salt=job.salt,
                 adapter=job.adapter,
+                grammar=grammar,
             )
             for i in range(count)
         )
@@ -236,6 +241,18 @@ class Preparer:
                 param="truncate_prompt_tokens",
             )
         return ids[-limit:] if self._keeps_last else ids[:limit]
+
+    def _grammar(self, job: Job) -> Grammar | None:
+        """What the answers must match, compiled. Raises BadRequest."""
+        form = job.sampling.structured_outputs
+        if form is None:
+            return None
+        if self._grammars is None:
+            raise BadRequest(
+                "structured_outputs needs a tokenizer, but there is none (--skip-tokenizer-init).",
+                param="structured_outputs",
+            )
+        return self._grammars.of(form)
 
     def _max_tokens(self, job: Job, prompt_tokens: int) -> tuple[int, bool]:
         """(tokens that may be generated, whether the client left it open). More than fits is cut silently."""

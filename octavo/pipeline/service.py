@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from octavo.errors import BadRequest, Unavailable
+from octavo.errors import BadRequest, QueueFull, Unavailable
 from octavo.log import logger
 from octavo.pipeline import stream as streams
 from octavo.pipeline.client import EngineClient, Recorder
@@ -40,6 +40,8 @@ _INLINE_CHARS = 2_000
 _LOG_INTERVAL_S = 10.0
 _SLOW_S = 30.0
 """A request without max_tokens is warned about when it may take longer than this."""
+_MAX_FORMS = 256
+"""Requests whose structured_outputs are being compiled: microseconds each, up to a second where hostile."""
 _LONG_TOKENS = 256
 """And when it may be longer than this; an ordinary answer is not."""
 
@@ -72,6 +74,8 @@ class Service:
         self._leaving: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._forms_pool: ThreadPoolExecutor | None = None
+        self._forms = 0
         self._log_task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._draining = False
@@ -115,6 +119,7 @@ class Service:
         """Start the engine and the log line; call once, on the loop that will serve."""
         self._loop = asyncio.get_running_loop()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-text")
+        self._forms_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-forms")
         self._client.start(self._on_outputs, self._on_failure)
         self._log_task = asyncio.create_task(self._log_forever())
 
@@ -122,7 +127,7 @@ class Service:
         """Take a job: its stream gives Started, then Events. Raises OctavoError when it is refused."""
         self._check(job)
         arrival_s = time.monotonic()
-        prepared = await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
+        prepared = await self._prepared(job, arrival_s)
         self._check(job)
         if any(request.id in self._leaving for request in prepared.requests):
             prepared = _renamed(prepared, next(self._serials))
@@ -166,8 +171,9 @@ class Service:
             self._log_task.cancel()
         if self._loop is not None:
             await asyncio.to_thread(self._client.stop, 0.0)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._forms_pool):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def tokenize(
         self,
@@ -198,6 +204,23 @@ class Service:
             if not 0 <= i < max(tokenizer.vocab_size, self.info.vocab_size):
                 raise BadRequest(f"Token id {i} is out of vocabulary.", param="tokens")
         return await self._offload(len(ids), lambda: tokenizer.decode(ids))
+
+    async def _prepared(self, job: Job, arrival_s: float) -> Prepared:
+        """The job made ready. Forms of answers are compiled on threads of their own, of which few wait."""
+        if job.sampling.structured_outputs is None or self._forms_pool is None:
+            return await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
+        if self._forms >= _MAX_FORMS:
+            raise QueueFull(
+                f"{self._forms} requests wait for their structured_outputs to be compiled.",
+                retry_after_s=1.0,
+                hint="Try again later.",
+            )
+        self._forms += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._forms_pool, self.preparer.prepare, job, arrival_s)
+        finally:
+            self._forms -= 1
 
     async def _offload(self, size: int, work: Callable[[], T]) -> T:
         """Run `work` here when the text is short, else on the pool."""

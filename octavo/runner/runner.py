@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from octavo.ops.contract import Limits, Runnable
 from octavo.runner.arrays import Arrays, Rows
 from octavo.types.engine import NewSequence, Sampled, SamplingSpec, StepPlan, StepResult, TokenLogprobs
+from octavo.types.grammar import Grammar
 from octavo.types.lora import Adapter
 
 Logits = NDArray[np.float32]
@@ -32,11 +33,23 @@ class Choice(Protocol):
     def error(self) -> str | None:
         """Why the row cannot be sampled (logits that are not numbers, no token allowed)."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the row's grammar allows nothing after this token."""
+
 
 class RowSampler(Protocol):
     """What the runner needs of a sampler: see runner.sampling.Sampler. A row is a sequence's key."""
 
-    def add(self, row: int, spec: SamplingSpec, prompt: Sequence[int], output: Sequence[int], /) -> None: ...
+    def add(
+        self,
+        row: int,
+        spec: SamplingSpec,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        grammar: Grammar | None,
+        /,
+    ) -> None: ...
 
     def remove(self, row: int, /) -> None: ...
 
@@ -127,7 +140,7 @@ class Runner:
         self._forget(new.key)
         self._rows.add(new)
         prompt, output = new.tokens[: new.prompt_tokens], new.tokens[new.prompt_tokens :]
-        self._sampler.add(new.key, new.sampling, prompt, output)
+        self._sampler.add(new.key, new.sampling, prompt, output, new.grammar)
         self._known.add(new.key)
         if new.adapter is not None:
             self._adapters[new.key] = new.adapter
@@ -153,7 +166,9 @@ class Runner:
                 continue
             self._rows.push(key, choice.token)
             logprobs = () if choice.logprobs is None else (choice.logprobs,)
-            answers[index] = Sampled(key, (choice.token,), logprobs, answers[index].prompt_logprobs)
+            answers[index] = Sampled(
+                key, (choice.token,), logprobs, answers[index].prompt_logprobs, complete=choice.complete
+            )
         return tuple(answers)
 
 

@@ -2,7 +2,8 @@
 
 Each row (a sequence's key) has its settings in columns of two arrays that are handed over as they are, so a
 step of plain rows costs one native call. Rows with a logit bias, allowed ids, bad words, min_tokens or
-penalties also have a :class:`_Edits` that says each step which logits change.
+penalties also have a :class:`_Edits` that says each step which logits change; rows with a grammar have a walk
+in :class:`~octavo.runner.masks.Masks`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.runner.masks import Masks
 from octavo.types.engine import SamplingSpec, TokenLogprobs
+from octavo.types.grammar import Grammar
 
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int32]
@@ -22,7 +25,8 @@ Ids = NDArray[np.int32]
 ERRORS = {
     1: "The logits contain NaN.",
     2: "The logits contain infinity.",
-    3: "No token may be drawn: allowed_token_ids, bad_words and min_tokens together exclude every one.",
+    3: "No token may be drawn: structured_outputs, allowed_token_ids, bad_words and min_tokens together "
+    "exclude every one.",
 }
 """What a sampler's flag means; 0 is none."""
 
@@ -33,6 +37,7 @@ _WRITABLE: tuple[Literal["C"], Literal["W"]] = ("C", "W")
 _NO_BOUNDS = np.zeros(0, np.int64)
 _NO_IDS = np.zeros(0, np.int32)
 _NO_VALUES = np.zeros(0, np.float32)
+_NO_MASKS = (_NO_IDS, np.zeros((0, 0), np.int32))
 _PLAIN = (_NO_BOUNDS, _NO_IDS) * 2 + (_NO_BOUNDS, _NO_IDS, _NO_VALUES) + (_NO_BOUNDS, _NO_IDS, _NO_IDS)
 
 
@@ -42,6 +47,7 @@ class Drawn(NamedTuple):
     token: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    complete: bool = False
 
 
 class Sampler:
@@ -61,9 +67,17 @@ class Sampler:
         self._edits: dict[int, _Edits] = {}
         self._with_logprobs: set[int] = set()
         self._pool = pool
+        self._masks = Masks(rows)
         self._sample, self._score = _functions(native)
 
-    def add(self, row: int, spec: SamplingSpec, prompt: Sequence[int], output: Sequence[int]) -> None:
+    def add(
+        self,
+        row: int,
+        spec: SamplingSpec,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        grammar: Grammar | None = None,
+    ) -> None:
         """Begin (or resume, with what it had drawn as `output`) a sequence at `row`."""
         self.remove(row)
         if row >= self._reals.shape[1]:
@@ -85,9 +99,12 @@ class Sampler:
         edits = _Edits(spec, prompt, output)
         if edits.needed:
             self._edits[row] = edits
+        if grammar is not None:
+            self._masks.add(row, grammar, edits.ends, output)
 
     def remove(self, row: int) -> None:
         """Forget a row; an unknown one is fine."""
+        self._masks.remove(row)
         self._edits.pop(row, None)
         self._with_logprobs.discard(row)
 
@@ -100,17 +117,34 @@ class Sampler:
         logits = np.require(logits, np.float32, _WRITABLE)
         slots = np.asarray(rows, np.int32)
         changes = self._changes(rows) if self._edits else _PLAIN
-        answers = self._sample(logits, slots, self._reals, self._integers, *changes, self._pool, stats)
+        masks = self._masks.bits(rows) if self._masks else _NO_MASKS
+        answers = self._sample(
+            logits, slots, self._reals, self._integers, *changes, *masks, self._pool, stats
+        )
         self._integers[_POSITION, slots] += 1
         tokens = answers[0].tolist()
         if self._edits:
             self._record(rows, tokens)
+        if self._masks:
+            return self._formed(rows, tokens, answers)
         if not self._with_logprobs and min(tokens, default=0) >= 0:
             return [Drawn(token) for token in tokens]
         return [
             self._drawn(answers, i, row, token)
             for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
         ]
+
+    def _formed(self, rows: Sequence[int], tokens: list[int], answers: Answers) -> list[Drawn]:
+        """The answers where some rows have grammars, which take the tokens now."""
+        complete, errors = self._masks.push(rows, tokens)
+        drawn = []
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if (error := errors.get(row)) is not None:
+                drawn.append(Drawn(-1, None, error))
+                continue
+            one = self._drawn(answers, i, row, token)
+            drawn.append(one._replace(complete=True) if row in complete else one)
+        return drawn
 
     def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int) -> list[TokenLogprobs]:
         """Log-probabilities of given[i] under row i of `logits` [n, vocab], and the k best (-1: all).
@@ -212,8 +246,8 @@ class _Edits:
         elif spec.presence_penalty != 0.0 or spec.frequency_penalty != 0.0:
             self.seen = _Seen((), output)
         self._bad_words = spec.bad_words
-        self._ends = tuple(spec.end_ids) if spec.eos_id is None else (spec.eos_id, *spec.end_ids)
-        self._min_tokens = spec.min_tokens if self._ends else 0
+        self.ends = tuple(spec.end_ids) if spec.eos_id is None else (spec.eos_id, *spec.end_ids)
+        self._min_tokens = spec.min_tokens if self.ends else 0
         self._count = len(output)
         self._tail = max((len(word) for word in spec.bad_words), default=1) - 1
         self._output = list(output[-self._tail :]) if self._tail else []
@@ -226,7 +260,7 @@ class _Edits:
 
     def banned(self) -> Ids | None:
         """Ids that may not come next: ends before min_tokens, last tokens of bad words that have begun."""
-        ids = list(self._ends) if self._count < self._min_tokens else []
+        ids = list(self.ends) if self._count < self._min_tokens else []
         for word in self._bad_words:
             begun = len(word) - 1
             if word and (begun == 0 or self._output[-begun:] == list(word[:-1])):

@@ -55,10 +55,13 @@ def edited(
     repetition: float,
     presence: float,
     frequency: float,
+    mask: Ids | None = None,
 ) -> Logits:
-    """Logits [vocab] after allowed ids, bans, bias and penalties; ids outside the vocabulary are skipped."""
+    """Logits [vocab] after mask, allowed ids, bans, bias and penalties; unknown ids are skipped."""
     vocab = len(x)
     y = x.copy()
+    if mask is not None:
+        y[np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab] == 0] = -np.inf
     if len(allowed):
         y[~np.isin(np.arange(vocab), allowed)] = -np.inf
     y[banned[banned < vocab]] = -np.inf
@@ -168,6 +171,8 @@ def sample(
     seen_begin: Bounds,
     seen: Ids,
     seen_counts: Ids,
+    mask_rows: Ids,
+    masks: Ids,
     pool: object = None,
     stats: object = None,
 ) -> Answers:
@@ -175,7 +180,7 @@ def sample(
 
     `reals` [6, slots]: temperature, top_p, min_p, repetition, presence, frequency. `integers` [4, slots]:
     top_k, seed, position, logprobs (-2: none). `*_begin` [n + 1] bound each row's part of a list; empty: no
-    row has one.
+    row has one. `mask_rows` [n]: the row of `masks` [m, words] whose bits say what may be drawn, -1: all.
     Returns token (-1 when flagged), flag, logprob, rank [n], bounds [n + 1] of best ids and their values.
     """
     collected = _Collected()
@@ -196,6 +201,7 @@ def sample(
                 repetition=repetition,
                 presence=presence,
                 frequency=frequency,
+                mask=masks[mask_rows[i]] if len(mask_rows) and mask_rows[i] >= 0 else None,
             )
             flag = flag_of(y)
         token = -1

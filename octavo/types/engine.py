@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.types.grammar import Grammar
 from octavo.types.lora import Adapter
 
 
@@ -58,6 +59,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix-cache salt: sequences share blocks only under equal salts."""
     adapter: Adapter | None = None
     """The LoRA adapter that answers; None: the model alone."""
+    grammar: Grammar | None = None
+    """What the answer must match; None: anything."""
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -66,6 +69,8 @@ class Finish(msgspec.Struct, frozen=True):
     reason: str
     stop_reason: int | str | None = None
     error: str | None = None
+    complete: bool = False
+    """A grammar left nothing to say: the last token is part of the answer, not an end token."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -104,6 +109,7 @@ class NewSequence(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt, and for a preempted sequence what it had generated."""
     sampling: SamplingSpec
     adapter: Adapter | None = None
+    grammar: Grammar | None = None
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -137,6 +143,8 @@ class Sampled(msgspec.Struct, frozen=True):
     """Of the prompt positions start+1 .. start+count that lie inside the prompt, when asked for."""
     error: str | None = None
     """What went wrong with this sequence alone (logits that are not numbers); it ends with `error`."""
+    complete: bool = False
+    """Its grammar allows nothing after these tokens."""
 
 
 class StepResult(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from octavo.errors import BadRequest
+from octavo.types.structured import StructuredOutputsParams
 
 INT64_MAX = 2**63 - 1
 INT32_MAX = 2**31 - 1
@@ -86,6 +87,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     stream_interval: int | None = None
     """Send a streamed piece every this many tokens."""
     structured_outputs: Any = None
+    """A StructuredOutputsParams, or its fields as a dict: the form that the answer must have."""
     logit_bias: dict[int, float] | None = None
     """Token id to a value in -100..100 that is added to its logit."""
     allowed_token_ids: list[int] | None = None
@@ -103,6 +105,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     best_of: int | None = None
     """From older releases; only its neutral value (equal to n) is taken."""
     guided_decoding: Any = None
+    """The name that structured_outputs had in older releases."""
     logits_processors: list[Any] | None = None
     truncate_prompt_tokens: int | None = None
     """Keep only this many of the prompt's last tokens; -1: as many as the context holds."""
@@ -146,6 +149,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
         self._verify_lists()
         self._verify_switches()
         self._verify_together()
+        self._verify_form()
         self._refuse_unsupported()
 
     def _verify_numbers(self) -> None:
@@ -228,6 +232,19 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
                 param="stop",
             )
 
+    def _verify_form(self) -> None:
+        """structured_outputs under either of its names."""
+        if self.guided_decoding is not None:
+            if self.structured_outputs is not None and self.structured_outputs is not self.guided_decoding:
+                raise BadRequest(
+                    "structured_outputs and guided_decoding are two names of one field.",
+                    hint="Use structured_outputs.",
+                    param="guided_decoding",
+                )
+            self.structured_outputs, self.guided_decoding = self.guided_decoding, None
+        if self.structured_outputs is not None:
+            self.structured_outputs = StructuredOutputsParams.of(self.structured_outputs)
+
     def _refuse_unsupported(self) -> None:
         """Refuse what would change the output and is not there; neutral values pass."""
         if self.use_beam_search:
@@ -246,8 +263,6 @@ _SWITCHES = (
 )
 
 _NOT_YET = (
-    "structured_outputs",
-    "guided_decoding",
     "logits_processors",
     "thinking_token_budget",
     "repetition_detection",

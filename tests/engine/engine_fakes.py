@@ -114,6 +114,7 @@ class Choice(NamedTuple):
     token: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    complete: bool = False
 
 
 class HashSampler:
@@ -122,7 +123,14 @@ class HashSampler:
     def __init__(self) -> None:
         self.rows: dict[int, tuple[SamplingSpec, int, list[int]]] = {}
 
-    def add(self, row: int, spec: SamplingSpec, prompt: Sequence[int], output: Sequence[int]) -> None:
+    def add(
+        self,
+        row: int,
+        spec: SamplingSpec,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        grammar: object = None,
+    ) -> None:
         assert row not in self.rows
         self.rows[row] = (spec, len(prompt), list(output))
 

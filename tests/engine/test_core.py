@@ -86,10 +86,10 @@ def test_survivors_of_a_failed_step_are_computed_from_the_start():
             world.step()
         add = world.sampler.add
 
-        def refuse(row, spec, prompt, output, add=add):
+        def refuse(row, spec, prompt, output, grammar, add=add):
             if prompt == (9, 9):
                 raise ValueError("odd")
-            add(row, spec, prompt, output)
+            add(row, spec, prompt, output, grammar)
 
         world.sampler.add = refuse
         world.submit("new", [9, 9])
@@ -223,9 +223,9 @@ class FastModel:
 class FastSampler:
     """Costs nothing: always token 1."""
 
-    choice = SimpleNamespace(token=1, logprobs=None, error=None)
+    choice = SimpleNamespace(token=1, logprobs=None, error=None, complete=False)
 
-    def add(self, row, spec, prompt, output): ...
+    def add(self, row, spec, prompt, output, grammar=None): ...
 
     def remove(self, row): ...
 

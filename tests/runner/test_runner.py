@@ -109,7 +109,7 @@ class Recorder:
     def __init__(self) -> None:
         self.log: list[tuple] = []
 
-    def add(self, row, spec, prompt, output):
+    def add(self, row, spec, prompt, output, grammar=None):
         self.log.append(("add", row, tuple(prompt), tuple(output)))
 
     def remove(self, row):

@@ -186,8 +186,6 @@ def test_bad_values_name_their_field(kwargs: dict[str, Any], field: str) -> None
     "kwargs",
     [
         {"use_beam_search": True},
-        {"guided_decoding": object()},
-        {"structured_outputs": {"json": {}}},
         {"logits_processors": [abs]},
         {"thinking_token_budget": 5},
         {"logprob_token_ids": [1]},

@@ -9,6 +9,7 @@ import msgspec
 
 from octavo.errors import BadRequest
 from octavo.server.limits import INT32_MAX, at_most
+from octavo.server.openai.forms import structured_outputs
 from octavo.server.openai.replies import PromptDetails, UsageInfo
 from octavo.server.openai.requests import NOT_YET, CommonRequest
 from octavo.server.runs import Usage
@@ -38,14 +39,6 @@ def refuse_unsupported(body: CommonRequest) -> None:
     for name in body.__struct_fields__:
         if name in NOT_YET and getattr(body, name) not in (None, False, "", [], {}):
             raise BadRequest(f"{name} is not supported yet.", hint=NOT_YET[name], param=name)
-    wanted = (body.response_format or {}).get("type", "text")
-    if wanted != "text":
-        shown = wanted if isinstance(wanted, str) else type(wanted).__name__
-        raise BadRequest(
-            f"response_format of type {shown[:40]!r} is not supported yet.",
-            hint="Only {'type': 'text'} is.",
-            param="response_format",
-        )
     if body.truncation_side not in (None, "left"):
         raise BadRequest(
             "truncation_side must be 'left': a prompt is cut at its beginning.", param="truncation_side"
@@ -122,6 +115,7 @@ def sampling_params(body: CommonRequest, state: State, **decided: Any) -> Sampli
         spaces_between_special_tokens=body.spaces_between_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,
         stream_interval=body.stream_interval,
+        structured_outputs=structured_outputs(body),
         **decided,
     )
     return state.service.preparer.generation.apply(fields)

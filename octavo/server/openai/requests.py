@@ -76,6 +76,9 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     guided_choice: Any = None
     guided_grammar: Any = None
     guided_json_object: Any = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
+    """No effect: there is one."""
     logprob_token_ids: Any = None
     thinking_token_budget: Any = None
     repetition_detection: Any = None
@@ -128,12 +131,6 @@ class ChatRequest(CommonRequest, kw_only=True):
 
 NOT_YET: dict[str, str] = {
     "use_beam_search": "Sample with n instead.",
-    "structured_outputs": "Leave it out.",
-    "guided_json": "Leave it out.",
-    "guided_regex": "Leave it out.",
-    "guided_choice": "Leave it out.",
-    "guided_grammar": "Leave it out.",
-    "guided_json_object": "Leave it out.",
     "logprob_token_ids": "Use logprobs.",
     "thinking_token_budget": "Use max_tokens.",
     "repetition_detection": "The server's own loop guard is on by default.",

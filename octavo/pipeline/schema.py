@@ -1,0 +1,109 @@
+"""JSON Schemas on their way to llguidance: bounded, and refused where an answer could break them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from octavo.errors import BadRequest
+
+MAX_BYTES = 512 << 10
+MAX_DEPTH = 64
+_MAX_PROPERTIES = 2_000
+"""Of one object: llguidance's time grows with their square (0.4 s here)."""
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SINGLE = ("additionalProperties", "items", "additionalItems", "not", "if", "then", "else", "contains")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How JSON is to be written."""
+
+    whitespace: str
+    """A regular expression of what may stand between the parts; empty: nothing."""
+    closed: bool = False
+    """Objects have only the properties that their schemas name."""
+
+    def overrides(self) -> dict[str, Any]:
+        """llguidance's options."""
+        if self.whitespace:
+            return {"whitespace_pattern": self.whitespace, "lenient": False, "coerce_one_of": False}
+        return {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+
+
+def grammar(schema: Any, options: Options) -> str:
+    """llguidance's text of the grammar of one JSON document. Raises BadRequest."""
+    from llguidance import LLMatcher
+
+    checked = prepared(schema, options)
+    try:
+        return str(LLMatcher.grammar_from_json_schema(checked, overrides=options.overrides()))
+    except ValueError as error:
+        raise BadRequest(f"The schema cannot be used: {str(error)[:300]}.") from None
+
+
+def prepared(schema: Any, options: Options) -> Any:
+    """The schema as llguidance gets it. Raises BadRequest for one that is too large or no schema."""
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise BadRequest(f"A JSON Schema is an object, not {_kind(schema)}.")
+    check_depth(schema)
+    size = len(msgspec.json.encode(schema))
+    if size > MAX_BYTES:
+        raise BadRequest(f"The schema has {size} bytes; the limit is {MAX_BYTES}.")
+    for part in subschemas(schema):
+        properties = part.get("properties")
+        if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
+            raise BadRequest(
+                f"The schema has an object of {len(properties)} properties; the limit is {_MAX_PROPERTIES}."
+            )
+    if options.closed:
+        schema = msgspec.json.decode(msgspec.json.encode(schema))
+        for part in subschemas(schema):
+            if "properties" in part or part.get("type") == "object":
+                part.setdefault("additionalProperties", False)
+    return schema
+
+
+def subschemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schema and all schemas inside it."""
+    waiting: list[Any] = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        yield part
+        for name in _MAPS:
+            if isinstance(inner := part.get(name), dict):
+                waiting += inner.values()
+        for name in _LISTS:
+            if isinstance(inner := part.get(name), list):
+                waiting += inner
+        for name in _SINGLE:
+            inner = part.get(name)
+            waiting += inner if isinstance(inner, list) else [inner]
+
+
+def check_depth(value: Any) -> None:
+    """Refuse values nested deeper than MAX_DEPTH."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise BadRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(
+        type(value), "a number"
+    )

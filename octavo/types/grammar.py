@@ -1,0 +1,35 @@
+"""A compiled form of answers: made by the text side, walked by the sampler, one walk for each sequence."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+
+class GrammarVocabulary(Protocol):
+    """The tokens that grammars are made of; see pipeline.grammar."""
+
+    @property
+    def end_bit(self) -> int:
+        """The token of the grammars' own that stands for the end: one more than the largest real id."""
+
+    @property
+    def end_id(self) -> int | None:
+        """The model's own end token."""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to the text; special tokens add their names."""
+
+    def tokenize(self, text: bytes) -> list[int]:
+        """Ids of a text, whatever its bytes."""
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What one answer must match."""
+
+    matcher: Any
+    """An llguidance LLMatcher at its start: whoever walks it takes a copy."""
+    vocabulary: GrammarVocabulary
+    after: tuple[bytes, ...] = ()
+    """The form begins behind the first of these texts, at the end of a model's reasoning; empty: at once."""

@@ -1,0 +1,149 @@
+"""Forms of answers: what is refused and why, and that every walk through one gives what was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo.errors import BadRequest
+from octavo.pipeline.grammar import Grammars
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.runner.masks import Masks
+from octavo.types.structured import StructuredOutputsParams as Form
+
+
+def made(tokenizer: Tokenizer, **form: Any) -> Any:
+    return Grammars(tokenizer, tokenizer.vocab_size).of(Form(**form))
+
+
+def walk(
+    grammar: Any, seed: int, *, ends: tuple[int, ...] = (), steps: int = 400, leave: float = 0.5
+) -> tuple[bytes, bool]:
+    """A random answer under a grammar, and whether it came to its end."""
+    rng = random.Random(seed)
+    masks = Masks(1)
+    masks.add(0, grammar, ends, ())
+    text = b""
+    for _ in range(steps):
+        places, bits = masks.bits([0])
+        allowed = np.flatnonzero(np.unpackbits(bits[places[0]].view(np.uint8), bitorder="little"))
+        stops = [i for i in allowed.tolist() if i in ends]
+        others = [i for i in allowed.tolist() if i not in ends]
+        if stops and (not others or rng.random() < leave):
+            return text, True
+        token = rng.choice(others)
+        text += grammar.vocabulary.bytes_of(token)
+        complete, errors = masks.push([0], [token])
+        assert not errors
+        if complete:
+            return text, True
+    return text, False
+
+
+@pytest.fixture(params=["byte_tokenizer", "piece_tokenizer", "word_tokenizer"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    found: Tokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices(tokenizer: Tokenizer, seed: int) -> None:
+    words = ["the sky", "the sky is blue", "light"]
+    if not tokenizer.vocab_size > 100:  # its words bring their spaces along
+        words = [f" {word}" for word in words]
+    text, ended = walk(made(tokenizer, choice=words), seed, ends=(tokenizer.eos_id or 1,))
+    assert ended
+    assert text.decode() in words
+
+
+@pytest.mark.parametrize("pattern", [r"\d{3}-[a-c]+!", r"^(yes|no)$", r"(天空|é+)x", r"[^a]{1,5}"])
+def test_a_regex_matches_the_whole_answer(byte_tokenizer: Tokenizer, pattern: str) -> None:
+    for seed in range(5):
+        text, ended = walk(made(byte_tokenizer, regex=pattern), seed, ends=(byte_tokenizer.eos_id or 0,))
+        assert ended
+        assert re.fullmatch(pattern, text.decode())
+
+
+def test_strings_of_json_hold_no_raw_control_characters(byte_tokenizer: Tokenizer) -> None:
+    for seed in range(10):
+        grammar = made(byte_tokenizer, json={"type": "string", "minLength": 5, "maxLength": 20})
+        text, ended = walk(grammar, seed)
+        assert ended
+        assert 5 <= len(json.loads(text)) <= 20  # strict: control characters are an error
+
+
+@pytest.mark.parametrize(
+    ("form", "param", "words"),
+    [
+        ({"regex": "(a"}, "regex", "unclosed group"),
+        ({"regex": "(?=a)b"}, "regex", "look-around"),
+        ({"grammar": "root := x"}, "grammar", "cannot be read"),
+        ({"grammar": 'start: "a" b'}, "grammar", 'unknown name: "b"'),
+        ({"json": {"type": "array", "uniqueItems": True}}, "json", "uniqueItems"),
+        ({"json": {"not": {"type": "string"}}}, "json", "not"),
+        ({"json": {"type": "string", "format": "shoe-size"}}, "json", "shoe-size"),
+        ({"json": {"$ref": "http://localhost/schema"}}, "json", "http://localhost/schema"),
+        ({"json": "{"}, "json", "no JSON"),
+        ({"json": "[1]"}, "json", "a list"),
+        (
+            {"json": {"type": "object", "not": {}, "x-guidance": {"lenient": True}}},
+            "json",
+            '["not"]',
+        ),
+        ({"structural_tag": {"a": 1}}, "structural_tag", "format"),
+        ({"structural_tag": {"format": {"type": "magic"}}}, "structural_tag", "magic"),
+        ({"structural_tag": "{}}"}, "structural_tag", "no JSON"),
+    ],
+)
+def test_refusals_name_the_reason(byte_tokenizer: Tokenizer, form: Any, param: str, words: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(words)) as caught:
+        made(byte_tokenizer, **form)
+    assert caught.value.param == f"structured_outputs.{param}"
+
+
+def nested(levels: int) -> Any:
+    schema: Any = {"type": "string"}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return schema
+
+
+HOSTILE: dict[str, Any] = {
+    "large": {"json": {"enum": ["x" * 1000] * 1000}},
+    "properties": {"json": {"properties": {f"p{i}": {} for i in range(10_000)}}},
+    "deep": {"json": nested(65)},
+    "very deep": {"json": nested(100_000)},
+    "deep text": {"json": "[" * 100_000},
+    "long regex": {"regex": "a|" * 400_000 + "a"},
+    "long grammar": {"grammar": "root ::= " + '"a" | ' * 200_000 + '"a"'},
+    "choices": {"choice": [str(i) for i in range(20_000)]},
+    "deep groups": {"regex": "(" * 5000 + "a" + ")" * 5000},
+    "deep rules": {"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_forms_are_refused_in_bounded_time(byte_tokenizer: Tokenizer, name: str) -> None:
+    started = time.perf_counter()
+    with pytest.raises(BadRequest) as caught:
+        made(byte_tokenizer, **HOSTILE[name])
+    assert time.perf_counter() - started < 5
+    assert len(str(caught.value)) < 500
+
+
+def test_a_regex_of_many_states_is_bounded(byte_tokenizer: Tokenizer) -> None:
+    started = time.perf_counter()
+    with contextlib.suppress(BadRequest, AssertionError):  # the row may end with an error of its own
+        walk(made(byte_tokenizer, regex="(a?){500}a{500}"), 0, steps=30)
+    assert time.perf_counter() - started < 5
+
+
+SHARED = (Path(__file__).parents[2] / "../shared/data/structured_output").resolve()
