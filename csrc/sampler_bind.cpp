@@ -80,9 +80,12 @@ sampler::Lists lists(const In<int64_t, 1>& begin, const In<int32_t, 1>& ids, siz
   return {begin.data(), ids.data()};
 }
 
-// The masks of `rows` rows; none when mask_rows is empty.
-sampler::Masks masks_of(const In<int32_t, 1>& mask_rows, const In<int32_t, 2>& masks, size_t rows, int64_t vocab) {
-  if (mask_rows.shape(0) == 0) return {};
+using MaskArrays = std::pair<In<int32_t, 1>, In<int32_t, 2>>;
+
+// The masks of `rows` rows, where there are any.
+sampler::Masks masks_of(const std::optional<MaskArrays>& given, size_t rows, int64_t vocab) {
+  if (!given) return {};
+  const auto& [mask_rows, masks] = *given;
   require(mask_rows.shape(0) == rows, "mask rows and logits differ in length");
   const auto words = static_cast<int64_t>(masks.shape(1));
   require(words * 32 >= vocab, "a mask is shorter than the vocabulary");
@@ -97,8 +100,8 @@ nb::tuple sample_rows(const Rows& logits, const In<int32_t, 1>& slots, const In<
                       const In<int32_t, 1>& allowed, const In<int64_t, 1>& banned_begin, const In<int32_t, 1>& banned,
                       const In<int64_t, 1>& bias_begin, const In<int32_t, 1>& bias, const In<float, 1>& bias_values,
                       const In<int64_t, 1>& seen_begin, const In<int32_t, 1>& seen, const In<int32_t, 1>& seen_counts,
-                      const In<int32_t, 1>& mask_rows, const In<int32_t, 2>& masks, Pool* pool,
-                      const std::optional<std::pair<In<float, 2>, In<double, 2>>>& stats) {
+                      Pool* pool, const std::optional<std::pair<In<float, 2>, In<double, 2>>>& stats,
+                      const std::optional<MaskArrays>& masks) {
   const size_t rows = logits.shape(0), places = reals.shape(1);
   const auto vocab = static_cast<int64_t>(logits.shape(1));
   require(vocab > 0, "the vocabulary is empty");
@@ -110,10 +113,10 @@ nb::tuple sample_rows(const Rows& logits, const In<int32_t, 1>& slots, const In<
   const int64_t* n = integers.data();
   const sampler::Settings settings{r, r + places, r + 2 * places, r + 3 * places, r + 4 * places, r + 5 * places,
                                    n, n + places, n + 2 * places, n + 3 * places};
-  const sampler::Edits edits{lists(allowed_begin, allowed, rows),    lists(banned_begin, banned, rows),
-                             lists(bias_begin, bias, rows),          bias_values.data(),
-                             lists(seen_begin, seen, rows),          seen_counts.data(),
-                             masks_of(mask_rows, masks, rows, vocab)};
+  const sampler::Edits edits{lists(allowed_begin, allowed, rows), lists(banned_begin, banned, rows),
+                             lists(bias_begin, bias, rows),       bias_values.data(),
+                             lists(seen_begin, seen, rows),       seen_counts.data(),
+                             masks_of(masks, rows, vocab)};
   std::vector<int64_t> counts(rows);
   for (size_t i = 0; i < rows; ++i) {
     const int32_t slot = slots.data()[i];
@@ -154,7 +157,7 @@ nb::tuple score_rows(const Rows& logits, const In<int32_t, 1>& given, int64_t be
 void bind_sampler(nb::module_& m) {
   m.def("sample", &sample_rows, "logits"_a, "slots"_a, "reals"_a, "integers"_a, "allowed_begin"_a, "allowed"_a,
         "banned_begin"_a, "banned"_a, "bias_begin"_a, "bias"_a, "bias_values"_a, "seen_begin"_a, "seen"_a,
-        "seen_counts"_a, "mask_rows"_a, "masks"_a, "pool"_a.none() = nb::none(), "stats"_a.none() = nb::none(),
+        "seen_counts"_a, "pool"_a.none() = nb::none(), "stats"_a.none() = nb::none(), "masks"_a.none() = nb::none(),
         "Sample one token per row of logits; see octavo/runner/sampling.py for the arrays.");
   m.def("score", &score_rows, "logits"_a, "given"_a, "best"_a, "pool"_a.none() = nb::none(),
         "Log-probability and rank of the given token of each row, and the best tokens.");

@@ -37,7 +37,6 @@ _WRITABLE: tuple[Literal["C"], Literal["W"]] = ("C", "W")
 _NO_BOUNDS = np.zeros(0, np.int64)
 _NO_IDS = np.zeros(0, np.int32)
 _NO_VALUES = np.zeros(0, np.float32)
-_NO_MASKS = (_NO_IDS, np.zeros((0, 0), np.int32))
 _PLAIN = (_NO_BOUNDS, _NO_IDS) * 2 + (_NO_BOUNDS, _NO_IDS, _NO_VALUES) + (_NO_BOUNDS, _NO_IDS, _NO_IDS)
 
 
@@ -117,9 +116,9 @@ class Sampler:
         logits = np.require(logits, np.float32, _WRITABLE)
         slots = np.asarray(rows, np.int32)
         changes = self._changes(rows) if self._edits else _PLAIN
-        masks = self._masks.bits(rows) if self._masks else _NO_MASKS
+        masks = (self._masks.bits(rows),) if self._masks else ()
         answers = self._sample(
-            logits, slots, self._reals, self._integers, *changes, *masks, self._pool, stats
+            logits, slots, self._reals, self._integers, *changes, self._pool, stats, *masks
         )
         self._integers[_POSITION, slots] += 1
         tokens = answers[0].tolist()

@@ -171,16 +171,15 @@ def sample(
     seen_begin: Bounds,
     seen: Ids,
     seen_counts: Ids,
-    mask_rows: Ids,
-    masks: Ids,
     pool: object = None,
     stats: object = None,
+    masks: tuple[Ids, Ids] | None = None,
 ) -> Answers:
     """One token per row of logits [n, vocab] under the settings of slots[i].
 
     `reals` [6, slots]: temperature, top_p, min_p, repetition, presence, frequency. `integers` [4, slots]:
     top_k, seed, position, logprobs (-2: none). `*_begin` [n + 1] bound each row's part of a list; empty: no
-    row has one. `mask_rows` [n]: the row of `masks` [m, words] whose bits say what may be drawn, -1: all.
+    row has one. `masks`: [n] the row i has among [m, words], whose bits say what may be drawn; -1: all.
     Returns token (-1 when flagged), flag, logprob, rank [n], bounds [n + 1] of best ids and their values.
     """
     collected = _Collected()
@@ -201,7 +200,7 @@ def sample(
                 repetition=repetition,
                 presence=presence,
                 frequency=frequency,
-                mask=masks[mask_rows[i]] if len(mask_rows) and mask_rows[i] >= 0 else None,
+                mask=None if masks is None or masks[0][i] < 0 else masks[1][masks[0][i]],
             )
             flag = flag_of(y)
         token = -1
