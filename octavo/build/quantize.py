@@ -23,6 +23,7 @@ from octavo.quant.hqq import Hqq
 from octavo.quant.modelopt import ModelOpt
 from octavo.quant.mxfp4 import Mxfp4
 from octavo.quant.online import GROUPS, NormalFloat, Rounding, method_of
+from octavo.quant.torchao import TorchAo
 
 log = logger(__name__)
 
@@ -38,6 +39,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
     "modelopt": ModelOpt,
     "modelopt-fp4": ModelOpt,
     "mxfp4": Mxfp4,
+    "torchao": TorchAo,
 }
 """`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
 

@@ -51,8 +51,10 @@ class Format(Protocol):
 
 
 def tensor_name(stem: str, suffix: str) -> str:
-    """The tensor of module `stem` that ends with `suffix`: behind a dot, but for one that begins with `_`."""
-    return f"{stem}{suffix}" if suffix.startswith("_") else f"{stem}.{suffix}"
+    """The tensor of module `stem` that ends with `suffix`: behind a dot, but for one that begins with `_` or
+    with a dot of its own.
+    """
+    return f"{stem}{suffix}" if suffix.startswith(("_", ".")) else f"{stem}.{suffix}"
 
 
 class Tensors:

@@ -61,16 +61,16 @@ def spread(
     return scales(tensors, suffix, (rows, -(-cols // group))), group
 
 
-def fp8(tensors: Tensors, rows: int, cols: int, scale: F32, group: int) -> Fp8:
-    """The layout of `weight`, 8-bit floats that are all numbers."""
-    weight = tensors.get("weight", tuple(_KINDS), (rows, cols))
+def fp8(tensors: Tensors, rows: int, cols: int, scale: F32, group: int, suffix: str = "weight") -> Fp8:
+    """The layout of a tensor of 8-bit floats that are all numbers."""
+    weight = tensors.get(suffix, tuple(_KINDS), (rows, cols))
     codes = weight.data.view(np.uint8)
     kind = _KINDS[weight.dtype]
     # Of e4m3 the last code of each sign is no number, of e5m2 every one with the largest exponent.
     wrong = (codes & 0x7F) >= (0x7F if kind == "e4m3" else 0x7C)
     if wrong.any():
         at = [int(i) for i in np.argwhere(wrong)[0]]
-        raise tensors.error("weight", f"holds a NaN or an infinity at {at}, expected a finite number")
+        raise tensors.error(suffix, f"holds a NaN or an infinity at {at}, expected a finite number")
     return Fp8(codes, kind, scale, group)
 
 

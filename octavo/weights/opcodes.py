@@ -3,14 +3,18 @@
 It builds lists, tuples, dicts, numbers, strings and tensor descriptions, and nothing else: no object of the
 stream is ever imported or called. Names outside `_GLOBALS` are refused by name. The opcodes are those of
 Python's `pickletools` documentation; only the ones that a state dict uses are known.
+
+Of torchao's tensors the parts are read, and given the names that its safetensors have: a weight `X.weight`
+becomes `X._weight_qdata`, `X._weight_scale` and so on. What else they hold stays a name without a meaning.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 _MAX_OPCODES = 4_000_000
@@ -53,6 +57,20 @@ class _Callable:
     name: str
 
 
+@dataclass(frozen=True)
+class _Opaque:
+    """Something that has a name and that nobody asks for more; also whatever is made of it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A tensor that is made of others: what stands in it by name."""
+
+    items: dict[Any, Any]
+
+
 _STORAGES = {
     "FloatStorage": "float32",
     "HalfStorage": "float16",
@@ -70,9 +88,18 @@ _GLOBALS: dict[str, object] = {
     "torch._utils _rebuild_tensor_v2": _Callable("tensor"),
     "torch._utils _rebuild_tensor": _Callable("tensor"),
     "torch._utils _rebuild_parameter": _Callable("parameter"),
+    "torch._utils _rebuild_tensor_v3": _Callable("typed"),
     "torch Size": _Callable("tuple"),
+    "torch.storage UntypedStorage": StorageKind("uint8"),
+    "torch._tensor _rebuild_from_type_v2": _Callable("subclass"),
+    "torch._utils _rebuild_wrapper_subclass": _Callable("wrapper"),
     **{f"torch {name}": StorageKind(dtype) for name, dtype in _STORAGES.items()},
 }
+_BYTES = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "uint8", "int8")
+_OPAQUE = re.compile(
+    r"(torchao(\.\w+)* \w+|torch (u?int\d+|b?float\d+(_e\w+)?|device)|torch.serialization _get_layout)"
+)
+"""What stands in torchao's tensors beside their parts."""
 _MARK = object()
 
 
@@ -109,6 +136,11 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView]]:
     for name, item in value.items():
         if isinstance(item, TensorView) and isinstance(name, str):
             yield name, item
+        elif isinstance(item, _Parts) and isinstance(name, str):
+            module, dot, weight = name.rpartition(".")
+            for part, tensor in item.items.items():
+                if isinstance(tensor, TensorView) and isinstance(part, str):
+                    yield f"{module}{dot}_{weight}_{part}", tensor
 
 
 class _Machine:
@@ -190,12 +222,15 @@ class _Machine:
             target[key] = value
 
     def build(self, _: Any) -> None:
-        """Attributes of an ordered dict (`_metadata`): of no use here."""
+        """Attributes of an ordered dict (`_metadata`) or of what has no meaning: of no use here."""
         self.pop()
-        if not isinstance(self.stack[-1], dict):
+        if not isinstance(self.stack[-1], dict | _Opaque):
             raise Refused("it sets the state of an object")
 
     def find_global(self, name: str) -> None:
+        if name not in _GLOBALS and _OPAQUE.fullmatch(name):
+            self.stack.append(_Opaque(name))
+            return
         if name not in _GLOBALS:
             raise Refused(f"it asks for {name[:120].replace(' ', '.', 1)!r}, which weights have no use for")
         self.stack.append(_GLOBALS[name])
@@ -220,9 +255,19 @@ class _Machine:
 
     def reduce(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
+        if isinstance(function, _Opaque):
+            self.stack.append(function)
+            return
         if not isinstance(function, _Callable) or not isinstance(arguments, tuple):
             raise Refused("it calls something that is not a tensor")
         self.stack.append(_CALLS[function.name](arguments))
+
+    def new_object(self, _: Any) -> None:
+        """An object of a class that has no meaning here: the class itself stands for it."""
+        _, kind = self.pop(), self.pop()
+        if not isinstance(kind, _Opaque):
+            raise Refused("it makes an object")
+        self.stack.append(kind)
 
 
 def _is_count(value: object) -> bool:
@@ -241,10 +286,23 @@ def _call_tuple(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arguments[0])
 
 
-def _call_parameter(arguments: tuple[Any, ...]) -> TensorView:
-    if not arguments or not isinstance(arguments[0], TensorView):
+def _call_parameter(arguments: tuple[Any, ...]) -> TensorView | _Parts:
+    if not arguments or not isinstance(arguments[0], TensorView | _Parts):
         raise Refused("it makes a parameter from something that is not a tensor")
     return arguments[0]
+
+
+def _call_subclass(arguments: tuple[Any, ...]) -> _Parts:
+    """(how, class, its arguments, what stands in it)."""
+    if len(arguments) != 4 or arguments[0] != _Callable("wrapper") or not isinstance(arguments[1], _Opaque):
+        raise Refused("it makes a tensor of a class that is not known")
+    if not isinstance(arguments[3], dict):
+        raise Refused("it makes a tensor of parts that are no dict")
+    return _Parts(arguments[3])
+
+
+def _call_wrapper(arguments: tuple[Any, ...]) -> Any:
+    raise Refused("it makes a tensor without parts")
 
 
 def _call_tensor(arguments: tuple[Any, ...]) -> TensorView:
@@ -269,11 +327,24 @@ def _call_tensor(arguments: tuple[Any, ...]) -> TensorView:
     return TensorView(storage, offset, shape, strides)
 
 
+def _call_typed(arguments: tuple[Any, ...]) -> TensorView:
+    """Like a tensor, but its dtype stands beside a storage of bytes: 8-bit floats do so."""
+    if len(arguments) < 7 or not isinstance(arguments[6], _Opaque):
+        raise Refused("it describes a tensor with too few arguments")
+    view, dtype = _call_tensor(arguments), arguments[6].name.removeprefix("torch ")
+    if dtype not in _BYTES or view.storage.kind.dtype != "uint8":
+        raise Refused(f"it has a tensor of {dtype[:60]}, which is not known")
+    return replace(view, storage=replace(view.storage, kind=StorageKind(dtype)))
+
+
 _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "dict": _call_dict,
     "tuple": _call_tuple,
     "parameter": _call_parameter,
     "tensor": _call_tensor,
+    "typed": _call_typed,
+    "subclass": _call_subclass,
+    "wrapper": _call_wrapper,
 }
 _NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT"))
 _STRINGS = frozenset(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"))
@@ -304,4 +375,5 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _Machine.stack_global,
     "BINPERSID": _Machine.persistent,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
 }

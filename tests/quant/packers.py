@@ -269,3 +269,42 @@ def hqq(rng: Rng, rows: int, cols: int, *, bits: int = 4, group: int = 32, axis:
     }
     values = (codes - zero.astype(np.float64)) * scale.astype(np.float64)
     return tensors, values.reshape(rows, cols).astype(np.float32)
+
+
+def torchao(rng: Rng, rows: int, cols: int, *, bits: int = 8, group: int = 32) -> Module:
+    """torchao's codes of int8, one a byte, with zero points."""
+    half = 1 << (bits - 1)
+    codes = rng.integers(-half, half, (rows, cols)).astype(np.int8)
+    scale = (rng.uniform(0.5, 2, (rows, cols // group)) / (cols**0.5 * half)).astype(np.float32)
+    zero = rng.integers(-half, half, scale.shape).astype(np.int8)
+    tensors = {"_weight_qdata": codes, "_weight_scale": scale, "_weight_zero_point": zero}
+    return tensors, numbers(codes.astype(np.int64), scale, zero.astype(np.int64), np.arange(cols) // group)
+
+
+def torchao4(rng: Rng, rows: int, cols: int, *, group: int = 32) -> Module:
+    """torchao's Int4Tensor: signed codes, two a byte; scale * code + zero."""
+    codes = rng.integers(-8, 8, (rows, cols))
+    scale = (rng.uniform(0.5, 2, (cols // group, rows)) / (8 * cols**0.5)).astype(np.float16)
+    zero = (rng.standard_normal(scale.shape) / cols**0.5).astype(np.float16)
+    packed = ((codes[:, 0::2] & 15) | ((codes[:, 1::2] & 15) << 4)).astype(np.uint8).view(np.int8)
+    spread = np.repeat(np.stack([scale, zero]).astype(np.float64), group, axis=1)
+    tensors = {"_weight_qdata": packed, "_weight_scale": scale, "_weight_zero_point": zero}
+    return tensors, (codes * spread[0].T + spread[1].T).astype(np.float32)
+
+
+def tinygemm(rng: Rng, rows: int, cols: int, *, group: int = 32) -> Module:
+    """torchao's Int4TilePackedTo4dTensor, word by word; padded to 8 rows and 1024 columns."""
+    high, wide = -(-rows // 8), -(-cols // 1024) * 8
+    codes = rng.integers(0, 16, (high * 8, wide * 128))
+    words = np.zeros((high, wide, 32, 4), np.uint32)
+    for tile, outer, lane, word in np.ndindex(words.shape):
+        first = outer * 128 + word * 32 + lane % 4 * 2
+        for field, column in enumerate((0, 8, 16, 24, 1, 9, 17, 25)):
+            code = np.uint32(codes[tile * 8 + lane // 4, first + column])
+            words[tile, outer, lane, word] |= code << np.uint32(4 * field)
+    pair = rng.standard_normal((wide * 128 // group, high * 8, 2)) / (8 * cols**0.5)
+    pair = pair.astype(np.float16)
+    spread = np.repeat(pair.astype(np.float64), group, axis=0).transpose(2, 1, 0)
+    tensors = {"_weight_qdata": words.view(np.int32), "_weight_scale_and_zero": pair}
+    values = (codes - 8) * spread[0] + spread[1]
+    return tensors, values[:rows, :cols].astype(np.float32)

@@ -121,6 +121,7 @@ def compressed(inputs: Any = None, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": ["lm_head"]}
 
 
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
 OTHERS = {
     "w4a16": (
         compressed(num_bits=4, group_size=32),
@@ -147,6 +148,9 @@ OTHERS = {
         {"quant_method": "bitsandbytes", "load_in_8bit": True},
         lambda rng, _, *shape: packers.bnb8(rng, *shape),
     ),
+    "torchao": (TORCHAO, lambda rng, _, *shape: packers.torchao(rng, *shape)),
+    "torchao-int4": (TORCHAO, lambda rng, _, *shape: packers.torchao4(rng, *shape)),
+    "torchao-tiles": (TORCHAO, lambda rng, _, *shape: packers.tinygemm(rng, *shape)),
     "hqq": (
         {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
         lambda rng, _, *shape: packers.hqq(rng, *shape),
@@ -161,7 +165,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_formats_answer_as_their_numbers_do(tmp_path: Path, name: str) -> None:
     written = Written(tmp_path, *OTHERS[name])
-    if OTHERS[name][0]["quant_method"] not in ("bitsandbytes", "hqq"):
+    if OTHERS[name][0]["quant_method"] not in ("bitsandbytes", "hqq", "torchao"):
         # Scales that others need for a cache or inputs of 8 bits.
         one = np.ones(1, np.float32)
         written.rewrite(

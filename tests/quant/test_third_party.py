@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,25 @@ from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format, Tensors
 from octavo.quant.hqq import Hqq
 from octavo.quant.nf4 import round_nf4
+from octavo.quant.torchao import TorchAo
+from octavo.weights.pickled import PickledFile
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+
+
+class _Store:
+    """One file, as formats see a checkpoint."""
+
+    def __init__(self, file: PickledFile) -> None:
+        self.get = file.get
+        self.file = file
+
+    def file_of(self, name: str) -> Path:
+        return self.file.path
 
 
 def numbers(format: Format, tensors: dict[str, Any], rows: int, cols: int) -> np.ndarray[Any, Any]:
@@ -87,6 +101,31 @@ def test_hqq(bits: int, axis: int, group: int | None) -> None:
     tensors = {name: value for name, value in module.state_dict().items() if torch.is_tensor(value)}
     found = numbers(Hqq({}), tensors, 40, 96)
     np.testing.assert_allclose(found, module.dequantize().detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["int8", "int8-rounded", "int8-groups", "float8", "int4-groups", "int2-rows"]
+)
+def test_torchao(name: str, tmp_path: Path) -> None:
+    library = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    groups, row = library.PerGroup(32), library.PerAxis(0)
+    config = {
+        "int8": lambda: library.Int8WeightOnlyConfig(),
+        "int8-rounded": lambda: library.Int8DynamicActivationInt8WeightConfig(),
+        "int8-groups": lambda: library.Int8WeightOnlyConfig(granularity=groups),
+        "float8": lambda: library.Float8WeightOnlyConfig(),
+        "int4-groups": lambda: library.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=groups),
+        "int2-rows": lambda: library.IntxWeightOnlyConfig(weight_dtype=torch.int2, granularity=row),
+    }[name]()
+    module = torch.nn.Linear(96, 40, bias=False)
+    library.quantize_(module, config)
+    torch.save({"m.weight": module.weight}, tmp_path / "m.bin")
+    file = PickledFile(tmp_path / "m.bin")
+    format = TorchAo({"quant_type": {"default": {"_type": type(config).__name__}}})
+    found = format.read(Tensors("m", format.suffixes("m", file.entries), _Store(file)), 40, 96)
+    wanted = module.weight.dequantize().detach().numpy()
+    np.testing.assert_allclose(found.dequantize(), wanted, rtol=1e-5, atol=1e-6)
+    assert (getattr(found, "activation", None) is not None) == (name == "int8-rounded")
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

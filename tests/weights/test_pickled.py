@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,39 @@ def test_a_module_state_with_metadata_and_a_wrapper(tmp_path: Path) -> None:
     same(PickledFile(tmp_path / "m.bin"), wanted)
     torch.save({"state_dict": wanted, "epoch": 3}, tmp_path / "m.pt", pickle_protocol=4)
     same(PickledFile(tmp_path / "m.pt"), wanted)
+
+
+def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: Any) -> None:
+    class Int8Tensor(torch.Tensor):
+        """As torchao's: a wrapper around a tensor of codes and one of scales."""
+
+        @staticmethod
+        def __new__(cls, codes: Any, scale: Any) -> Any:
+            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16)
+
+        def __init__(self, codes: Any, scale: Any) -> None:
+            self.qdata, self.scale, self.block_size, self.zero_point = codes, scale, [1, 3], None
+            self.how = Kind()
+
+        __torch_dispatch__ = classmethod(lambda cls, *_: NotImplemented)
+
+    class Kind:
+        def __init__(self) -> None:
+            self.wide = 8
+
+    module: Any = types.ModuleType("torchao.quantization")
+    monkeypatch.setitem(sys.modules, "torchao", types.ModuleType("torchao"))
+    monkeypatch.setitem(sys.modules, "torchao.quantization", module)
+    for kind in (Int8Tensor, Kind):
+        kind.__module__, kind.__qualname__ = module.__name__, kind.__name__
+        setattr(module, kind.__name__, kind)
+    codes, scale = torch.arange(6, dtype=torch.int8).reshape(2, 3), torch.ones(2, 1).to(torch.float8_e4m3fn)
+    torch.save({"a.b.weight": Int8Tensor(codes, scale), "a.norm": torch.ones(3)}, tmp_path / "m.bin")
+    file = PickledFile(tmp_path / "m.bin")
+    assert set(file.entries) == {"a.b._weight_qdata", "a.b._weight_scale", "a.norm"}
+    np.testing.assert_array_equal(file.get("a.b._weight_qdata").data, codes.numpy())
+    assert file.get("a.b._weight_scale").dtype == "float8_e4m3fn"
+    np.testing.assert_array_equal(file.get("a.b._weight_scale").data, scale.view(torch.uint8).numpy())
 
 
 class Evil:
