@@ -112,8 +112,12 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     _warm_up(model)
     sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
     adapters, places = build_adapters(config, plan.decoder, model, plan.dtype, preparer.info.names)
+
+    def release() -> None:
+        model.allocate_cache(plan.cache.blocks)
+
     runner = Runner(model, plan.limits, plan.arch.vocab, sampler, places)
-    engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan))
+    engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan), release=release)
     _native.trim_memory()
     log.info("%s", plan.cache.describe())
     log.info("Ready in %.1f s", time.perf_counter() - started)

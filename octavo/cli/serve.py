@@ -57,6 +57,8 @@ def _from_environment(environment: Environment) -> Mapping[str, Any]:
         "max_bad_words": environment.max_bad_words,
         "keep_alive_timeout_s": environment.keep_alive_s,
         "allow_runtime_lora": environment.allow_runtime_lora,
+        "dev_mode": environment.dev_mode,
+        "max_stored_responses": environment.max_stored_responses,
     }
     if environment.api_key is not None:
         given["api_keys"] = (environment.api_key,)

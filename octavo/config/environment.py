@@ -52,6 +52,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     ready_timeout_s: int = 600
     allow_long_max_model_len: bool = False
     allow_runtime_lora: bool = False
+    dev_mode: bool = False
+    max_stored_responses: int = 1000
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,18 @@ VARIABLES: tuple[Variable, ...] = (
         _names("ALLOW_RUNTIME_LORA_UPDATING"),
         _flag,
         "Serve /v1/load_lora_adapter and /v1/unload_lora_adapter.",
+    ),
+    Variable(
+        "max_stored_responses",
+        ("OCTAVO_MAX_STORED_RESPONSES",),
+        _whole(0, 1 << 20),
+        "Answers of /v1/responses kept in memory (1000); 0: none.",
+    ),
+    Variable(
+        "dev_mode",
+        _names("SERVER_DEV_MODE"),
+        _flag,
+        "Serve /sleep, /wake_up, /is_sleeping and /reset_prefix_cache.",
     ),
 )
 

@@ -35,6 +35,7 @@ class ThreadClient:
         self._wake = threading.Condition()
         self._inbox: list[EngineRequest] = []
         self._aborts: list[str] = []
+        self._chores: list[Callable[[], None]] = []
         self._live: set[str] = set()
         self._stop_at: float | None = None
         self._failed = False
@@ -77,6 +78,19 @@ class ThreadClient:
             self._aborts += (name for name in ids if name in self._live)
             self._wake.notify()
 
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prompts before the next step."""
+        self._before_next_step(self._engine.reset_prefix_cache)
+
+    def rest(self) -> None:
+        """Forget cached prompts and give the KV cache's memory back, if nothing runs then."""
+        self._before_next_step(self._engine.rest)
+
+    def _before_next_step(self, chore: Callable[[], None]) -> None:
+        with self._wake:
+            self._chores.append(chore)
+            self._wake.notify()
+
     def stats(self) -> EngineStats:
         """A snapshot; never waits for a step."""
         return self._engine.stats()
@@ -115,14 +129,19 @@ class ThreadClient:
     def _ready(self) -> bool:
         """Sleep until there is a step to make and take over what was submitted; False to end the loop."""
         with self._wake:
-            while not (self._inbox or self._aborts or self._engine.busy() or self._stop_at is not None):
+            while not (self._inbox or self._aborts or self._chores or self._engine.busy()):
+                if self._stop_at is not None:
+                    break
                 self._wake.wait()
             inbox, self._inbox = self._inbox, []
             aborts, self._aborts = self._aborts, []
+            chores, self._chores = self._chores, []
             stop_at = self._stop_at
         for request in inbox:
             self._enqueue(request)
         self._engine.abort(aborts)
+        for chore in chores:
+            chore()
         if stop_at is not None and self._clock() >= stop_at:
             self._engine.abort_all()
         return self._engine.busy() or (stop_at is None and not self._failed)

@@ -55,8 +55,11 @@ class Engine:
         *,
         secret: bytes | None = None,
         clock: Callable[[], float] = time.monotonic,
+        release: Callable[[], None] | None = None,
     ) -> None:
-        """`secret` keys the prefix cache (drawn when None); `clock` gives seconds."""
+        """`secret` keys the prefix cache (drawn when None); `clock` gives seconds; `release` gives back the
+        memory of a KV cache that holds nothing.
+        """
         self.settings = settings
         self.counters = Counters()
         self.admission = Admission(settings, cache.blocks * cache.block_size)
@@ -71,6 +74,7 @@ class Engine:
         )
         self._executor = executor
         self._clock = clock
+        self._release = release
         self._undelivered: list[TokenOut] = []
         self._failures = 0
         self._watch = StepWatch()
@@ -136,6 +140,12 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget cached prompts; running sequences keep their blocks."""
         self.scheduler.pool.forget()
+
+    def rest(self) -> None:
+        """Forget cached prompts and, unless something runs, give the KV cache's memory back."""
+        self.reset_prefix_cache()
+        if self._release is not None and not self.busy():
+            self._release()
 
     @property
     def stalled(self) -> bool:

@@ -35,6 +35,12 @@ class EngineClient(Protocol):
     def abort(self, ids: Sequence[str]) -> None:
         """End sequences; each that was live still gets its TokenOut with finish ``abort``."""
 
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prompts, soon."""
+
+    def rest(self) -> None:
+        """Forget them and give back the memory of a KV cache that nothing uses, soon."""
+
     def stats(self) -> EngineStats:
         """A snapshot."""
 

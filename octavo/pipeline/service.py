@@ -115,6 +115,14 @@ class Service:
         """The engine's snapshot."""
         return self._client.stats()
 
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prompts, soon."""
+        self._client.reset_prefix_cache()
+
+    def rest(self) -> None:
+        """Forget them and give back the memory of a KV cache that nothing uses, soon."""
+        self._client.rest()
+
     async def start(self) -> None:
         """Start the engine and the log line; call once, on the loop that will serve."""
         self._loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import QueueFull
-from octavo.server import adapters, document, legacy, metrics, probes, tokens
+from octavo.server import adapters, document, invocations, legacy, metrics, probes, sleep, tokens
 from octavo.server.anthropic import door as anthropic
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
@@ -27,7 +27,7 @@ from octavo.server.wire import Handler
 
 DOORS = (
     *(chat, completions, responses, anthropic, models, adapters, tokens, legacy, ollama),
-    *(probes, metrics, document),
+    *(probes, sleep, metrics, document),
 )
 """Each has ``routes(state)``; none knows another. The first that matches takes a request."""
 
@@ -47,6 +47,7 @@ def make_app(state: State) -> Starlette:
     """The application around a given state."""
     settings = state.settings
     routes = [_sheltered(route, state) for door in DOORS for route in door.routes(state)]
+    routes.append(_sheltered(invocations.route(state, routes), state))
     middleware = [Middleware(Guard, settings=settings, state=state)]
     if settings.allowed_origins:
         middleware.append(

@@ -143,6 +143,7 @@ ENTRIES = (
     Entry("get", "/health", "200 when requests are taken, else 503"),
     Entry("get", "/ping", "The same as /health"),
     Entry("post", "/ping", "The same as /health"),
+    Entry("post", "/invocations", "SageMaker's route: takes the body of any route that answers prompts"),
     Entry("get", "/version", "The version of Octavo"),
     Entry("get", "/load", "How many requests are at work"),
     Entry("get", "/metrics", "Prometheus metrics"),

@@ -159,6 +159,12 @@ class Hub(Protocol):
     def stats(self) -> EngineStats:
         """A snapshot of the engine."""
 
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prompts, soon."""
+
+    def rest(self) -> None:
+        """Forget them and give back the memory of a KV cache that nothing uses, soon."""
+
     async def tokenize(
         self,
         *,

@@ -40,6 +40,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether clients may load and unload adapters, from any folder that the server can read."""
     allow_pull: bool = False
     """Whether clients may download models into the hub's cache."""
+    dev_mode: bool = False
+    """Whether clients may put the server to sleep and empty its caches."""
     response_role: str = "assistant"
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False

@@ -21,6 +21,8 @@ class State:
         self.active = 0
         """POST requests at work, streams included."""
         self.draining = False
+        self.asleep = False
+        """Whether new requests are refused until somebody wakes the server."""
         self._service: Hub | None = None
         if service is not None:
             self.open(service)
@@ -38,7 +40,15 @@ class State:
 
     @property
     def service(self) -> Hub:
-        """The service, ready for a job. Raises Unavailable while loading or draining and after a failure."""
+        """The service, ready for a job. Raises Unavailable as `loaded` does, and while asleep."""
+        found = self.loaded
+        if self.asleep:
+            raise Unavailable("The server is asleep.", hint="POST /wake_up wakes it.")
+        return found
+
+    @property
+    def loaded(self) -> Hub:
+        """The service, able to work. Raises Unavailable while loading or draining and after a failure."""
         if self.draining:
             raise Unavailable("The server is shutting down.", hint="Send the request to another one.")
         if self._service is None:
@@ -56,9 +66,9 @@ class State:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be accepted now."""
+        """Whether there is a model that works; asleep or not, so that probes leave a sleeper alone."""
         try:
-            return self.service is not None
+            return self.loaded is not None
         except Unavailable:
             return False
 

@@ -235,3 +235,22 @@ def test_a_request_that_cannot_be_queued_fails_alone(rig, monkeypatch):
     assert one.inbox.finishes("odd")[0].reason == "error"
     assert one.inbox.finishes("a")[0].reason == "length"
     assert one.client.alive
+
+
+def test_rest_waits_for_the_step_and_gives_memory_back_only_when_idle(rig):
+    one = rig()
+    released = threading.Event()
+    one.engine._release = released.set
+    one.submit_held("a", max_tokens=20)
+    one.client.rest()
+    one.client.reset_prefix_cache()
+    one.gate.open.set()
+    one.inbox.wait(lambda: one.inbox.finishes("a"))
+    assert not released.is_set(), "something was running"
+    one.client.rest()
+    assert released.wait(WAIT_S)
+    assert one.world.pool.cached == 0
+    request = make("b", [1, 2, 3], max_tokens=5)
+    one.client.submit(request)
+    one.inbox.wait(lambda: one.inbox.finishes("b"))
+    assert one.inbox.tokens("b") == alone(request, 5)

@@ -60,6 +60,7 @@ class FakeService:
         self.aborted: list[str] = []
         self.live: set[str] = set()
         self.stopped = False
+        self.chores: list[str] = []
         self.failure: str | None = None
         self.ready = True
         self.recorder = recorder
@@ -73,6 +74,12 @@ class FakeService:
 
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.live), blocks=10, blocks_free=5, generation_tokens_total=42)
+
+    def reset_prefix_cache(self) -> None:
+        self.chores.append("reset")
+
+    def rest(self) -> None:
+        self.chores.append("rest")
 
     async def start(self) -> None:
         self.ready = True

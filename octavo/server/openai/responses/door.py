@@ -113,7 +113,7 @@ class Door:
         job = msgspec.structs.replace(job, adapter=adapter)
         if body.truncation == "auto":
             job = await fitting(state, job)
-        record = Record(begun(body, top, job), given, before)
+        record = Record(begun(body, top, job, state.settings), given, before)
         if body.background and body.stream:
             record.events = []
         return record, job

@@ -13,6 +13,7 @@ from octavo.server.openai.common import Head
 from octavo.server.openai.responses.items import Item, messages, refuse_tool
 from octavo.server.openai.responses.replies import ResponseReply
 from octavo.server.openai.responses.requests import ResponsesRequest, check
+from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.types.job import ChatOptions, Job
 from octavo.types.sampling import SamplingParams
@@ -171,7 +172,7 @@ def _kwargs(body: ResponsesRequest) -> dict[str, Any]:
     return kwargs
 
 
-def begun(body: ResponsesRequest, top: Head, job: Job) -> ResponseReply:
+def begun(body: ResponsesRequest, top: Head, job: Job, settings: ServerSettings) -> ResponseReply:
     """The response before anything was said: what was asked, told back."""
     text = body.text
     told: dict[str, object] = {"format": (text.format if text else None) or {"type": "text"}}
@@ -192,7 +193,7 @@ def begun(body: ResponsesRequest, top: Head, job: Job) -> ResponseReply:
         prompt_cache_key=body.prompt_cache_key,
         reasoning={"effort": asked.effort if asked else None, "summary": asked.summary if asked else None},
         safety_identifier=body.safety_identifier,
-        store=body.store is not False,
+        store=body.store is not False and settings.max_stored_responses > 0,
         temperature=job.sampling.temperature,
         text=told,
         tool_choice=body.tool_choice or "auto",

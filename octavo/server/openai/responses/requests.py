@@ -130,8 +130,12 @@ def check(body: ResponsesRequest, settings: ServerSettings) -> None:
                 f"include names {name[:60]!r}, but has to be among {', '.join(sorted(INCLUDES))}.",
                 param="include",
             )
-    if body.background and body.store is False:
-        raise BadRequest("background needs the answer to be stored.", hint="Leave store out.", param="store")
+    if body.background and (body.store is False or not settings.max_stored_responses):
+        raise BadRequest(
+            "background needs the answer to be stored.",
+            hint="Leave store out; the server's OCTAVO_MAX_STORED_RESPONSES must not be 0.",
+            param="background",
+        )
     if body.truncation not in (None, "auto", "disabled"):
         raise BadRequest("truncation must be 'auto' or 'disabled'.", param="truncation")
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= _MAX_TOP_LOGPROBS:

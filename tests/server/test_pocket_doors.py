@@ -1,0 +1,136 @@
+"""The doors of Responses and Messages over the bundled model, with the official clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+pytest.importorskip("octavo._native", reason="the extension is not built")
+
+from running import LIMIT_S, Running
+from test_anthropic import check as check_anthropic
+from test_anthropic import events_of as anthropic_events
+from test_responses import check, check_event, events_of
+
+from octavo import launch
+from octavo.config.engine import EngineConfig
+
+ASK = "天空为什么是蓝色的？"
+GREEDY: Any = {"model": "pocket", "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def services() -> list[Any]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(services: list[Any]) -> Iterator[Running]:
+    def load(metrics: Any) -> Any:
+        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=32, threads=1, quiet=True)
+        services.append(launch.service(launch.build(config), metrics))
+        return services[0]
+
+    with Running(load, dev_mode=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def said(server: Running) -> str:
+    """What the chat door says to ASK."""
+    body = {**GREEDY, "messages": [{"role": "user", "content": ASK}], "max_tokens": 24}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=LIMIT_S).json()
+    text: str = reply["choices"][0]["message"]["content"]
+    return text
+
+
+def test_every_door_says_the_same(server: Running, said: str) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", timeout=LIMIT_S) as client:
+        reply = client.responses.create(input=ASK, max_output_tokens=24, **GREEDY)
+        with client.responses.stream(input=ASK, max_output_tokens=24, **GREEDY) as stream:
+            streamed = "".join(e.delta for e in stream if e.type == "response.output_text.delta")
+    assert reply.output_text == streamed == said
+    anthropic = pytest.importorskip("anthropic")
+    fields: Any = {"model": "pocket", "messages": [{"role": "user", "content": ASK}], "max_tokens": 24}
+    fields["extra_body"] = {"temperature": 0}
+    with anthropic.Anthropic(base_url=server.url, api_key="-", timeout=LIMIT_S) as client:
+        message = client.messages.create(**fields)
+        with client.messages.stream(**fields) as stream:
+            streamed = "".join(stream.text_stream)
+    assert message.content[0].text == streamed == said
+
+
+def test_schemas_hold_with_a_real_model(server: Running) -> None:
+    with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
+        body = {**GREEDY, "input": ASK, "max_output_tokens": 8, "top_logprobs": 2}
+        check(http.post("/v1/responses", json=body).json(), "Response", "ResponseReply")
+        events = events_of(http.post("/v1/responses", json={**body, "stream": True}))
+        for event in events:
+            check_event(event)
+        assert events[-1]["type"] in ("response.completed", "response.incomplete")
+        ask = {**GREEDY, "messages": [{"role": "user", "content": ASK}], "max_tokens": 8}
+        check_anthropic(http.post("/v1/messages", json=ask).json(), "Message")
+        assert anthropic_events(http.post("/v1/messages", json={**ask, "stream": True}))
+
+
+def test_a_stop_sequence_is_named(server: Running, said: str) -> None:
+    ask = {"messages": [{"role": "user", "content": ASK}], "max_tokens": 24, "stop_sequences": [said[3:5]]}
+    reply = httpx.post(f"{server.url}/v1/messages", json={**GREEDY, **ask}, timeout=LIMIT_S).json()
+    assert (reply["stop_reason"], reply["stop_sequence"]) == ("stop_sequence", said[3:5])
+    assert reply["content"][0]["text"] == said[:3]
+
+
+def test_an_answer_begun_is_continued(server: Running, said: str) -> None:
+    turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": said[:6]}]
+    ask = {**GREEDY, "messages": turns, "max_tokens": 24}
+    reply = httpx.post(f"{server.url}/v1/messages", json=ask, timeout=LIMIT_S).json()
+    text = reply["content"][0]["text"]
+    assert text[:4] == said[6:10]
+
+
+def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running, services: list[Any]) -> None:
+    with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
+        asked = "Tell me about the sea, the sky and the stars above them. " * 3
+
+        def cached(**fields: Any) -> int:
+            body = {**GREEDY, "max_output_tokens": 4, **fields}
+            reply = http.post("/v1/responses", json=body).json()
+            names.append(reply["id"])
+            found: int = reply["usage"]["input_tokens_details"]["cached_tokens"]
+            return found
+
+        names: list[str] = []
+        cached(input=asked)
+        assert cached(input="More.", previous_response_id=names[0]) > 16
+        assert cached(input=asked) > 0
+        assert http.post("/reset_prefix_cache").status_code == 200
+        assert cached(input=asked) == 0
+        before = http.post("/v1/responses", json={**GREEDY, "input": asked, "max_output_tokens": 12}).json()
+        assert http.post("/sleep").status_code == 200
+        assert http.post("/v1/responses", json={"input": "x"}).status_code == 503
+        assert http.post("/wake_up").status_code == 200
+        after = http.post("/v1/responses", json={**GREEDY, "input": asked, "max_output_tokens": 12}).json()
+        assert after["usage"]["input_tokens_details"]["cached_tokens"] == 0
+        assert after["output"][0]["content"] == before["output"][0]["content"]
+
+
+def test_nothing_leaks(server: Running, services: list[Any]) -> None:
+    free = services[0].stats().blocks_free
+    long: Any = {**GREEDY, "max_output_tokens": 400, "ignore_eos": True}
+    with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
+        made = http.post("/v1/responses", json={"input": "x", "background": True, **long}).json()
+        with http.stream("POST", "/v1/responses", json={"input": "y", "stream": True, **long}) as response:
+            next(response.iter_lines())
+        ended = http.post(f"/v1/responses/{made['id']}/cancel").json()
+        assert ended["status"] in ("cancelled", "incomplete")
+        for _ in range(2000):
+            stats = services[0].stats()
+            if not stats.running + stats.waiting:
+                break
+            time.sleep(0.005)
+    assert services[0].stats().blocks_free == free

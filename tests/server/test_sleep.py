@@ -1,0 +1,106 @@
+"""Development routes, and SageMaker's one route for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from running import LIMIT_S, Running
+
+PATHS = (("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping"), ("POST", "/reset_prefix_cache"))
+
+
+def test_they_are_closed_unless_asked_for(client: Any) -> None:
+    for method, path in PATHS:
+        assert client.send(method, path).status_code == 404
+    client.settings.update(dev_mode=True, host="0.0.0.0")
+    for method, path in PATHS:
+        assert client.send(method, path).status_code == 404, "anybody could reach them"
+    client.settings["api_keys"] = ("k",)
+    for method, path in PATHS:
+        assert client.send(method, path).status_code == 401
+
+
+def test_sleeping_and_waking() -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    ask = {"prompt": "x"}
+    with Running(fake, dev_mode=True) as server, httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
+        assert http.post("/sleep", params={"level": "9"}).status_code == 400
+        assert http.get("/is_sleeping").json() == {"is_sleeping": False}
+        assert http.post("/sleep", params={"level": 1}).status_code == 200
+        assert http.get("/is_sleeping").json() == {"is_sleeping": True}
+        assert fake.chores == ["rest"]
+        refused = http.post("/v1/completions", json=ask)
+        assert refused.status_code == 503
+        assert "wake_up" in refused.json()["error"]["message"]
+        assert http.get("/health").status_code == 200
+        assert http.post("/wake_up").status_code == 200
+        assert http.post("/v1/completions", json=ask).status_code == 200
+        assert http.post("/reset_prefix_cache").status_code == 200
+        assert fake.chores == ["rest", "reset"]
+
+
+def test_running_requests_finish_before_it_sleeps() -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    fake.gate = asyncio.Semaphore(2)
+
+    async def go(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
+            running = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
+            while not fake.live:
+                await asyncio.sleep(0.001)
+            sleeping = asyncio.create_task(http.post("/sleep"))
+            while not (await http.get("/is_sleeping")).json()["is_sleeping"]:
+                pass
+            assert fake.chores == []
+            for _ in fake.says:
+                fake.gate.release()  # type: ignore[union-attr]
+            assert (await running).json()["choices"][0]["text"] == fake.says
+            assert (await sleeping).status_code == 200
+            assert fake.chores == ["rest"]
+
+    with Running(fake, dev_mode=True) as server:
+        asyncio.run(go(server.url))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "chat.completion"),
+        ({"prompt": "Hi"}, "text_completion"),
+    ],
+)
+def test_invocations(client: Any, body: dict[str, Any], kind: str) -> None:
+    assert client.post("/invocations", body).json()["object"] == kind
+    assert client.post("/invocations", {**body, "stream": True}).text.endswith("data: [DONE]\n\n")
+    assert client.post("/invocations", {**body, "temperature": 9}).status_code == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b'{"x": 1}', json.dumps([1]).encode()])
+def test_bad_invocations(client: Any, body: bytes) -> None:
+    response = client.send("POST", "/invocations", content=body)
+    assert response.status_code == 400
+    assert "prompt" in response.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_ends_its_invocation() -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    fake.gate = asyncio.Semaphore(3)
+    body = {"prompt": "Hi", "stream": True}
+    with Running(fake) as server:
+        with httpx.stream("POST", f"{server.url}/invocations", json=body, timeout=LIMIT_S) as response:
+            next(response.iter_lines())
+        for _ in range(2000):
+            if fake.aborted:
+                break
+            httpx.get(f"{server.url}/health")
+    assert fake.aborted
