@@ -102,7 +102,8 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
     plan = _decide(config)
     packed = _packed(config, plan)
     if packed:
-        packed.begin(max(_threads(config)))
+        # A thread less than there are cores: the tokenizer needs one.
+        packed.begin(max(1, max(_threads(config)) - 1))
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
         # A large vocabulary takes as long as small weights.
         text_side = beside.submit(_preparer, config, plan, served_names)
@@ -419,4 +420,5 @@ def _ends(
         generation_eos=generation_eos,
         config_eos=token_ids(plan.arch.config.get("eos_token_id")),
         render=render,
+        source=template.source if template is not None else "",
     )

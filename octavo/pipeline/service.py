@@ -38,6 +38,8 @@ StatsLine = Callable[[EngineStats, float], str | None]
 _INLINE_CHARS = 2_000
 """Shorter texts are tokenized on the loop (tens of microseconds); the hop to a thread would cost more."""
 _LOG_INTERVAL_S = 10.0
+_WARM_S = 0.5
+"""After the start: what the first token of a cold process need not wait for."""
 _SLOW_S = 30.0
 """A request without max_tokens is warned about when it may take longer than this."""
 _MAX_FORMS = 256
@@ -77,6 +79,7 @@ class Service:
         self._forms_pool: ThreadPoolExecutor | None = None
         self._forms = 0
         self._log_task: asyncio.Task[None] | None = None
+        self._warming: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._draining = False
         self._failure: str | None = None
@@ -130,6 +133,7 @@ class Service:
         self._forms_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-forms")
         self._client.start(self._on_outputs, self._on_failure)
         self._log_task = asyncio.create_task(self._log_forever())
+        self._warming = self._loop.call_later(_WARM_S, self._pool.submit, self._warm)
 
     async def submit(self, job: Job) -> JobStream:
         """Take a job: its stream gives Started, then Events. Raises OctavoError when it is refused."""
@@ -177,6 +181,8 @@ class Service:
             self.abort(job_id)
         if self._log_task is not None:
             self._log_task.cancel()
+        if self._warming is not None:
+            self._warming.cancel()
         if self._loop is not None:
             await asyncio.to_thread(self._client.stop, 0.0)
         for pool in (self._pool, self._forms_pool):
@@ -229,6 +235,15 @@ class Service:
             return await loop.run_in_executor(self._forms_pool, self.preparer.prepare, job, arrival_s)
         finally:
             self._forms -= 1
+
+    def _warm(self) -> None:
+        """Compile the chat template, so that the first chat need not."""
+        template = self.preparer.template
+        try:
+            if template is not None:
+                template.compile()
+        except BadRequest as error:
+            log.warning("Chats will be refused: %s", error.message)
 
     async def _offload(self, size: int, work: Callable[[], T]) -> T:
         """Run `work` here when the text is short, else on the pool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -43,6 +44,8 @@ _HARMONY = "<|channel|>"
 """Vocabularies with channels end a message with <|end|> and go on with the next one in the same reply."""
 _HARMONY_INSIDE = frozenset({"<|end|>", "<|start|>", "<|message|>", _HARMONY})
 _SENTINEL = "octavoendofreply"
+_OTHER_NAMED = re.compile(r"\b(?:bos|pad|unk|sep|cls|mask)_token\b")
+"""Templates may write special tokens by these names; what eos_token means is known."""
 
 
 class EndTokens(msgspec.Struct, frozen=True):
@@ -59,12 +62,14 @@ def end_tokens(
     generation_eos: Iterable[int] = (),
     config_eos: Iterable[int] = (),
     render: Callable[[list[dict[str, str]]], str] | None = None,
+    source: str = "",
 ) -> EndTokens:
     """Unite the end tokens of generation config, config, tokenizer and chat template.
 
     `render` turns messages into the template's text (without generation prompt); the special tokens that it
     writes after an assistant's words end a reply, and so do well-known end-of-turn tokens of the vocabulary:
-    a model that starts the next turn has finished its own. Ids at or above `vocab_size` are left out.
+    a model that starts the next turn has finished its own. Nothing is rendered where the template's `source`
+    can write no others. Ids at or above `vocab_size` are left out.
     """
     listed = [*generation_eos, *config_eos]
     primary = tokenizer.eos_id if tokenizer is not None else None
@@ -77,12 +82,21 @@ def end_tokens(
         known = [text for text in _END_OF_TURN if text in by_text]
         if render is not None:
             known += [text for text in _BEGIN_OF_TURN if text in by_text]
-            known += _written_after_reply(render, tokenizer)
+            if not _writes_only(known, source, tokenizer):
+                known += _written_after_reply(render, tokenizer)
         found += [by_text[text] for text in known if text not in inside]
         if tokenizer.eos_id is not None:
             found.append(tokenizer.eos_id)
     others = tuple(i for i in dict.fromkeys(found) if i != primary and i < vocab_size)
     return EndTokens(primary if primary is not None and primary < vocab_size else None, others)
+
+
+def _writes_only(known: Sequence[str], source: str, tokenizer: Tokenizer) -> bool:
+    """Whether all special tokens in a template's source are `known`, one that ends a turn among them."""
+    if _OTHER_NAMED.search(source) or not any(text in source for text in known if text in _END_OF_TURN):
+        return False
+    specials = (tokenizer.added[i].content for i in tokenizer.special_ids)
+    return all(text in known for text in specials if text in source)
 
 
 def _written_after_reply(render: Callable[[list[dict[str, str]]], str], tokenizer: Tokenizer) -> list[str]:

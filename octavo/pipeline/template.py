@@ -48,17 +48,37 @@ _STRING_TEST = re.compile(r"\bis\s+(?:not\s+)?(?:string|iterable|sequence|mappin
 
 
 class ChatTemplate:
-    """One compiled template, with a second one for conversations with tools where the model has it."""
+    """One template, with a second one for conversations with tools where the model has it."""
 
-    def __init__(self, source: str, tool_source: str | None = None) -> None:
-        """Compile. Raises BadRequest for a template that is no template."""
+    def __init__(self, source: str, tool_source: str | None = None, *, later: bool = False) -> None:
+        """Compile now, or `later`, when it is first needed (Jinja takes longer to import than the rest).
+
+        Raises BadRequest for a template that is no template; `later`, so does the first rendering.
+        """
         self.source = source
-        self._template = _compiled(source)
-        self._tool_use = ChatTemplate(tool_source) if tool_source is not None else None
-        self.content_format = content_format(source)
-        """``openai``: the template goes through a message's parts itself; ``string``: it wants one text."""
+        self._tool_use = ChatTemplate(tool_source, later=later) if tool_source is not None else None
         self._keeps_none = bool(_NONE_TEST.search(source))
-        self._wants_parts = self.content_format == "openai" and not _STRING_TEST.search(source)
+        if not later:
+            self.compile()
+
+    def compile(self) -> None:
+        """Do now what the first rendering would. Raises BadRequest."""
+        _ = self._template, self.content_format
+        if self._tool_use is not None:
+            self._tool_use.compile()
+
+    @functools.cached_property
+    def _template(self) -> jinja2.Template:
+        return _compiled(self.source)
+
+    @functools.cached_property
+    def content_format(self) -> str:
+        """``openai``: the template goes through a message's parts itself; ``string``: it wants one text."""
+        return content_format(self.source)
+
+    @property
+    def _wants_parts(self) -> bool:
+        return self.content_format == "openai" and not _STRING_TEST.search(self.source)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], chat: ChatOptions, special_tokens: Mapping[str, str]
@@ -125,8 +145,9 @@ class ChatTemplate:
         """Render; every failure of the template becomes one clear error, with its cause attached."""
         from octavo.pipeline.sandbox import run_template
 
+        template = self._template
         try:
-            return run_template(self._template, variables)
+            return run_template(template, variables)
         except Exception as error:
             text = str(error) or type(error).__name__
             raise BadRequest(
@@ -239,7 +260,8 @@ def load_template(
 
     `user` (``--chat-template``) wins: a Jinja file, a JSON file with the key chat_template, or the template
     itself. Then the folder's chat_template.jinja, chat_template.json, and the `tokenizer`'s own
-    (tokenizer_config.json), where it may be one text or a list of named ones. Raises ConfigError.
+    (tokenizer_config.json), where it may be one text or a list of named ones; these are compiled when they
+    are first used. Raises ConfigError.
     """
     try:
         if user is not None:
@@ -250,7 +272,7 @@ def load_template(
         if not named:
             return None
         default = named.get("default") or next(iter(named.values()))
-        return ChatTemplate(default, named.get("tool_use"))
+        return ChatTemplate(default, named.get("tool_use"), later=True)
     except BadRequest as error:
         raise ConfigError(error.message) from None
 

@@ -92,6 +92,25 @@ def test_end_tokens_that_only_the_template_knows(
     assert word_tokenizer.token_id("[SEP]") in ends.others
 
 
+def test_a_template_whose_source_says_all_is_not_rendered(byte_tokenizer: Tokenizer) -> None:
+    def never(messages: list[dict[str, str]]) -> str:
+        raise AssertionError
+
+    rendered: list[str] = []
+
+    def once(messages: list[dict[str, str]]) -> str:
+        rendered.append("")
+        return ""
+
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    ends = end_tokens(byte_tokenizer, 1000, render=never, source=plain)
+    assert byte_tokenizer.token_id("<|im_start|>") in ends.others
+    for source in ("", "{{ bos_token }}" + plain, plain.replace("<|im_end|>", "")):
+        rendered.clear()
+        end_tokens(byte_tokenizer, 1000, render=once, source=source)
+        assert rendered, source
+
+
 def test_a_template_that_refuses_is_no_obstacle(byte_tokenizer: Tokenizer) -> None:
     def refuse(messages: list[dict[str, str]]) -> str:
         raise ValueError("no")
@@ -113,6 +132,14 @@ def test_end_tokens_of_real_chat_models(shared: Path, name: str) -> None:
     options = ChatOptions(add_generation_prompt=False)
     ends = end_tokens(
         tokenizer, 200_000, render=lambda m: template.render(m, options, tokenizer.special_tokens_map)
+    )
+    assert set(ends.others) == set(
+        end_tokens(
+            tokenizer,
+            200_000,
+            render=lambda m: template.render(m, options, tokenizer.special_tokens_map),
+            source=template.source,
+        ).others
     )
     texts = {tokenizer.token(i) for i in (ends.primary, *ends.others) if i is not None}
     assert {"<|im_end|>", "<|endoftext|>", "<|im_start|>"} <= texts

@@ -262,6 +262,11 @@ def test_sources_of_a_template(tmp_path: Path, byte_tokenizer: Tokenizer) -> Non
         load_template(tmp_path, None, "missing.jinja")
     with pytest.raises(ConfigError, match="not valid Jinja"):
         load_template(None, None, "{% for %}")
+    (tmp_path / "chat_template.jinja").write_text("{% for %}")
+    broken = load_template(tmp_path)
+    assert broken is not None
+    with pytest.raises(BadRequest, match="not valid Jinja"):
+        broken.render([user("x")], ChatOptions(), {})
 
 
 def source(folder: Path | None, tokenizer: Tokenizer | None, given: str | None = None) -> str:
