@@ -39,6 +39,8 @@ from octavo.lora.registry import Adapters
 from octavo.ops.contract import Batch, Limits, Rope, Runnable
 from octavo.ops.packed import PackedFile
 from octavo.parallel.inline import InlineExecutor
+from octavo.parsers.detect import reply_format
+from octavo.parsers.parser import ReplyFormat
 from octavo.pipeline.gguf_tokenizer import gguf_tokenizer
 from octavo.pipeline.prepare import ModelInfo, Preparer
 from octavo.pipeline.service import Service
@@ -404,7 +406,21 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         loop_guard=config.loop_guard,
         seed=config.seed,
         chat_template_kwargs=config.chat_template_kwargs,
+        reply_format=_reply_format(config, template),
     )
+
+
+def _reply_format(config: EngineConfig, template: ChatTemplate | None) -> ReplyFormat:
+    form = reply_format(
+        config.tool_call_parser, config.reasoning_parser, template.text if template is not None else None
+    )
+    if form.tool_name or form.reasoning_name:
+        log.info(
+            "Replies: tool calls as %s, reasoning as %s",
+            form.tool_name or "none",
+            form.reasoning_name or "none",
+        )
+    return form
 
 
 def _ends(

@@ -56,6 +56,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     """A path or the template itself."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    """How the model marks tool calls and reasoning: vLLM's names, auto (by the chat template) or none."""
     generation_config: str = "auto"
     """auto: from the model; vllm: Octavo's neutral defaults; else a folder."""
     override_generation_config: dict[str, Any] = msgspec.field(default_factory=dict)

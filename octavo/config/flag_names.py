@@ -50,9 +50,9 @@ lora-target-modules* default-mm-loras{} specialize-active-lora? enable-mixed-moe
 enable-moe-shared-loras? enable-tower-connector-lora?
 speculative-config{}|-sc spec-method spec-model spec-tokens speculative-model num-speculative-tokens
 ngram-prompt-lookup-max ngram-prompt-lookup-min
-structured-outputs-config{} guided-decoding-backend reasoning-parser reasoning-parser-plugin
-reasoning-config{} enable-reasoning? tool-call-parser tool-parser-plugin tool-call-parser-plugin
-enable-auto-tool-choice? tool-strict-level tool-server exclude-tools-when-tool-choice-none?
+structured-outputs-config{} guided-decoding-backend reasoning-parser-plugin
+reasoning-config{} tool-parser-plugin tool-call-parser-plugin
+tool-strict-level tool-server
 limit-mm-per-prompt{} mm-processor-kwargs{} media-io-kwargs{} allowed-local-media-path allowed-media-domains*
 mm-processor-cache-gb mm-processor-cache-type mm-shm-cache-max-object-size-mb mm-hasher-algorithm
 mm-processor-device language-model-only? mm-encoder-only? mm-encoder-tp-mode mm-encoder-attn-backend
@@ -69,7 +69,7 @@ enable-log-outputs? enable-log-deltas? max-log-len log-config-file
 """
 
 DECIDED = """
-tokenizer-mode code-revision hf-config-path quantization-config{}
+tokenizer-mode enable-auto-tool-choice? enable-reasoning? code-revision hf-config-path quantization-config{}
 allow-deprecated-quantization? config-format model-impl model-class-overrides{} disable-sliding-window?
 model-loader-extra-config ignore-patterns* use-tqdm-on-load? prefix-caching-hash-algo
 prefix-cache-retention-interval prefix-match-unit enable-chunked-prefill? long-prefill-token-threshold
@@ -127,6 +127,7 @@ REASONS: dict[str, str] = {
     "chat-template-content-format": "the template shows whether it wants a text or a list of parts.",
     "enable-offline-docs": "/docs never needs another host.",
     "stream-interval": "every token is sent as soon as its text is complete.",
-    "enable-auto-tool-choice": "this version of Octavo does not parse tool calls yet.",
+    "enable-auto-tool-choice": "tool calls are always looked for when a request brings tools.",
+    "enable-reasoning": "reasoning is always looked for; --reasoning-parser none turns that off.",
 }
 """Reasons that say more than the group's."""

@@ -199,6 +199,24 @@ _TEXT = (
         "server.trust_request_chat_template",
         "Take templates of clients.",
     ),
+    Flag(
+        "tool-call-parser",
+        "str",
+        "engine.tool_call_parser",
+        "How the model writes tool calls: hermes, llama3_json, ...; none; auto (by the chat template).",
+    ),
+    Flag(
+        "reasoning-parser",
+        "str",
+        "engine.reasoning_parser",
+        "How the model marks its reasoning: qwen3, deepseek_r1, ...; none; auto (by the chat template).",
+    ),
+    Flag(
+        "exclude-tools-when-tool-choice-none",
+        "bool",
+        "server.exclude_tools_when_none",
+        "Do not show tools to the model when tool_choice is none.",
+    ),
     Flag("response-role", "str", "server.response_role", "Role of answers (assistant)."),
     Flag(
         "max-logprobs",

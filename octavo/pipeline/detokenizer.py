@@ -22,9 +22,10 @@ _MAX_PENDING = 16
 class Detokenizer:
     """The text of one sequence, token by token; ``push`` all tokens, then ``flush`` once."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip: frozenset[int]) -> None:
+        """`skip`: tokens without text."""
         self._tokenizer = tokenizer
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skip = skip
 
     def push(self, token_id: int) -> str:
         """New text that `token_id` completes; may be empty."""
@@ -38,8 +39,8 @@ class Detokenizer:
 class _ByteDetokenizer(Detokenizer):
     """Byte-level BPE: one UTF-8 decoder over all bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
-        super().__init__(tokenizer, skip_special_tokens=skip_special_tokens)
+    def __init__(self, tokenizer: Tokenizer, *, skip: frozenset[int]) -> None:
+        super().__init__(tokenizer, skip=skip)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
@@ -59,8 +60,8 @@ class _MetaspaceDetokenizer(Detokenizer):
     characters before the wrong byte have been shown already and stay.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, at_start: bool) -> None:
-        super().__init__(tokenizer, skip_special_tokens=skip_special_tokens)
+    def __init__(self, tokenizer: Tokenizer, *, skip: frozenset[int], at_start: bool) -> None:
+        super().__init__(tokenizer, skip=skip)
         codec = tokenizer.codec
         self._byte_fallback = codec.byte_fallback
         self._strip = codec.strips_space and at_start
@@ -114,16 +115,15 @@ class _WindowDetokenizer(Detokenizer):
     """Any decoder: the text of a window with the new tokens, less the text of the window without them."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, skip_special_tokens: bool, spaces: bool, prompt: Sequence[int]
+        self, tokenizer: Tokenizer, *, skip: frozenset[int], spaces: bool, prompt: Sequence[int]
     ) -> None:
-        super().__init__(tokenizer, skip_special_tokens=skip_special_tokens)
-        self._skip_special = skip_special_tokens
+        super().__init__(tokenizer, skip=skip)
         self._spaces = spaces
         self._ids = [i for i in prompt[-_WINDOW:] if i not in self._skip]
         self._read = len(self._ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, self._skip_special, self._spaces)
+        return self._tokenizer.decode(ids, False, self._spaces)  # those to skip never come here
 
     def push(self, token_id: int) -> str:
         if token_id in self._skip:
@@ -153,18 +153,16 @@ def make_detokenizer(
     *,
     skip_special_tokens: bool = True,
     spaces_between_special_tokens: bool = True,
+    kept: frozenset[int] = frozenset(),
 ) -> Detokenizer:
-    """The detokenizer for what follows `prompt`: its pieces join on as if prompt and reply were one text."""
+    """The detokenizer for what follows `prompt`: its pieces join on as if prompt and reply were one text.
+
+    `kept`: special tokens that are text all the same.
+    """
     kind = tokenizer.codec.kind
+    skip = tokenizer.special_ids - kept if skip_special_tokens else frozenset[int]()
     if kind is DecoderKind.BYTES:
-        return _ByteDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+        return _ByteDetokenizer(tokenizer, skip=skip)
     if kind is DecoderKind.METASPACE:
-        skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
-        at_start = all(i in skipped for i in prompt)
-        return _MetaspaceDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens, at_start=at_start)
-    return _WindowDetokenizer(
-        tokenizer,
-        skip_special_tokens=skip_special_tokens,
-        spaces=spaces_between_special_tokens,
-        prompt=prompt,
-    )
+        return _MetaspaceDetokenizer(tokenizer, skip=skip, at_start=all(i in skip for i in prompt))
+    return _WindowDetokenizer(tokenizer, skip=skip, spaces=spaces_between_special_tokens, prompt=prompt)

@@ -13,9 +13,11 @@ import msgspec
 
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong
+from octavo.parsers.parser import ReplyFormat
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.grammar import Grammars
 from octavo.pipeline.output import SequenceText
+from octavo.pipeline.replies import Replies
 from octavo.pipeline.stop import EndTokens, LoopGuard, StopStrings
 from octavo.pipeline.template import ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
@@ -87,11 +89,13 @@ class Preparer:
         seed: int | None = None,
         truncation_side: str = "left",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reply_format: ReplyFormat | None = None,
     ) -> None:
         """`tokenizer` None: only token ids in and out. `ends` None: those of generation config and tokenizer.
         `seed`: from which the seeds of requests without one are drawn; None takes the system's randomness.
         `truncation_side`: where truncate_prompt_tokens cuts; ``left`` keeps the last tokens.
         `chat_template_kwargs`: template variables of every chat, under what the chat brings itself.
+        `reply_format`: how the model marks reasoning and tool calls; None takes nothing out of a reply.
         """
         self.tokenizer = tokenizer
         self.template = template
@@ -99,6 +103,7 @@ class Preparer:
         self.info = info
         self.ends = ends if ends is not None else _plain_ends(tokenizer, generation)
         self.default_max_tokens = default_max_tokens
+        self.replies = Replies(reply_format if reply_format is not None else ReplyFormat(), tokenizer)
         self._loop_guard = loop_guard
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._keeps_last = truncation_side != "right"
@@ -132,9 +137,7 @@ class Preparer:
             )
             for i in range(count)
         )
-        texts = tuple(
-            self._text(i, sampling, started.prompt_ids, max_tokens, unbounded) for i in range(count)
-        )
+        texts = tuple(self._text(i, job, started, max_tokens, unbounded) for i in range(count))
         return Prepared(
             started=started,
             requests=requests,
@@ -352,17 +355,18 @@ class Preparer:
         with self._lock:
             return self._random.getrandbits(63)
 
-    def _text(
-        self, index: int, params: SamplingParams, prompt: tuple[int, ...], max_tokens: int, unbounded: bool
-    ) -> SequenceText:
+    def _text(self, index: int, job: Job, started: Started, max_tokens: int, unbounded: bool) -> SequenceText:
         """The way back for sequence `index`."""
-        detokenizer = None
+        params = job.sampling
+        detokenizer = parser = None
         if self.tokenizer is not None and params.detokenize:
+            parser, marks = self.replies.parser(job.chat, started.prompt)
             detokenizer = make_detokenizer(
                 self.tokenizer,
-                prompt,
+                started.prompt_ids,
                 skip_special_tokens=params.skip_special_tokens,
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
+                kept=marks,
             )
         strings = params.stop_strings
         _check_texts("stop", strings)
@@ -375,6 +379,7 @@ class Preparer:
             detokenizer=detokenizer,
             stops=StopStrings(strings, params.include_stop_str_in_output) if strings else None,
             guard=LoopGuard() if self._loop_guard and unbounded and not params.ignore_eos else None,
+            parser=parser,
             min_tokens=params.min_tokens,
             keep_end_text=params.include_stop_str_in_output,
             discard=max_tokens == 0,

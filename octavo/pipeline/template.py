@@ -80,6 +80,11 @@ class ChatTemplate:
     def _wants_parts(self) -> bool:
         return self.content_format == "openai" and not _STRING_TEST.search(self.source)
 
+    @property
+    def text(self) -> str:
+        """All of the template's source, that for conversations with tools included."""
+        return self.source + (self._tool_use.source if self._tool_use is not None else "")
+
     def render(
         self, messages: Sequence[Mapping[str, Any]], chat: ChatOptions, special_tokens: Mapping[str, str]
     ) -> str:

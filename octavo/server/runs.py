@@ -16,7 +16,7 @@ from octavo.server.errors import EngineFailed
 from octavo.server.hub import JobEvents
 from octavo.server.state import State
 from octavo.types.engine import Finish
-from octavo.types.job import Event, Job, Started
+from octavo.types.job import CallPiece, Event, Job, Started
 
 log = logger(__name__)
 
@@ -30,6 +30,8 @@ class Usage:
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt = prompt_tokens
         self.completion = 0
+        self.reasoning = 0
+        """How many of `completion`."""
         self.cached = 0
 
 
@@ -122,6 +124,7 @@ class Run:
         finished = 0
         async for choice, event in source:
             counted.completion += len(event.tokens)
+            counted.reasoning += event.reasoning_tokens
             self.clock.token()
             if event.index == 0 and choice not in seen:
                 counted.cached += event.cached_tokens
@@ -175,11 +178,29 @@ class Run:
             log.info("request %s: %s", job.id, job.sampling)
 
 
+class Call:
+    """A tool call, put together from its pieces."""
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.name = ""
+        self.arguments = ""
+
+    def add(self, piece: CallPiece) -> None:
+        """Take in one piece."""
+        self.id = self.id or piece.id
+        self.name = self.name or piece.name
+        self.arguments += piece.arguments
+
+
 class Answer:
     """One choice collected to its end, for replies that are not streamed."""
 
     def __init__(self) -> None:
         self.text = ""
+        self.reasoning = ""
+        self.calls: dict[int, Call] = {}
+        """By their index, in order."""
         self.tokens: list[int] = []
         self.events: list[Event] = []
         self.finish: Finish | None = None
@@ -187,6 +208,9 @@ class Answer:
     def add(self, event: Event) -> None:
         """Take in one event."""
         self.text += event.text
+        self.reasoning += event.reasoning
+        for piece in event.calls:
+            self.calls.setdefault(piece.index, Call()).add(piece)
         self.tokens.extend(event.tokens)
         if event.logprobs or event.prompt_logprobs:
             self.events.append(event)

@@ -43,6 +43,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     dev_mode: bool = False
     """Whether clients may put the server to sleep and empty its caches."""
     response_role: str = "assistant"
+    exclude_tools_when_none: bool = False
+    """Whether tools stay out of the prompt of a chat with tool_choice none."""
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False
     enable_log_requests: bool = False

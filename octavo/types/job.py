@@ -49,6 +49,8 @@ class ChatOptions(msgspec.Struct, kw_only=True, frozen=True):
     add_special_tokens: bool = False
     parse: bool = False
     """Split the answer into reasoning, text and tool calls, as the model's own format marks them."""
+    whole: bool = False
+    """With `parse`: nobody reads the answer in pieces, so a tool call is given only when it is complete."""
     tool_choice: str = "auto"
     """auto, none, required, or named: then `tool_name` is the function that must be called."""
     tool_name: str = ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,15 +26,17 @@ from octavo.server.openai.common import (
 from octavo.server.openai.logprobs import Speller, chat_logprobs, prompt_logprobs
 from octavo.server.openai.replies import (
     FINGERPRINT,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatReply,
     Delta,
     Message,
+    ToolCall,
 )
 from octavo.server.openai.requests import ChatRequest
-from octavo.server.runs import Answer, Run, collect
+from octavo.server.runs import Answer, Call, Run, collect
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.server.wire import (
@@ -45,6 +49,7 @@ from octavo.server.wire import (
     salted,
     unless_gone,
 )
+from octavo.types.engine import Finish
 from octavo.types.job import ChatOptions, Event, Job
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -138,11 +143,23 @@ class Chat:
             logprobs = chat_logprobs(entries, body.top_logprobs or 0, speller)
         return ChatChoice(
             index=index,
-            message=Message(role=self._role, content=self._echo + answer.text),
+            message=self._message(answer),
             logprobs=logprobs,
-            finish_reason=finish.reason,
+            finish_reason=finish_reason(body, finish, bool(answer.calls)),
             stop_reason=finish.stop_reason,
             token_ids=answer.tokens if body.return_token_ids else None,
+        )
+
+    def _message(self, answer: Answer) -> Message:
+        """The assistant's message; content is null where there is only reasoning, or only calls."""
+        text = self._echo + answer.text
+        reasoning = answer.reasoning if self._body.include_reasoning is not False else ""
+        return Message(
+            role=self._role,
+            content=text if text or not (answer.reasoning or answer.calls) else None,
+            reasoning=reasoning or None,
+            reasoning_content=reasoning or None,
+            tool_calls=[_call(call) for call in answer.calls.values()] or UNSET,
         )
 
     async def _chunks(self, run: Run) -> AsyncGenerator[bytes, None]:
@@ -164,10 +181,10 @@ class Chat:
                 said = ChatChunkChoice(index=index, delta=Delta(content=self._echo))
                 yield _line(make.chunk(said))
         async for index, event in run.events():
-            chunk = make.news(index, event)
-            if rules.every:
-                chunk.usage = usage_info(run.usage, settings)
-            yield _line(chunk)
+            for chunk in make.news(index, event):
+                if rules.every:
+                    chunk.usage = usage_info(run.usage, settings)
+                yield _line(chunk)
         if rules.last:
             chunk = make.chunk(None)
             chunk.usage = usage_info(run.usage, settings)
@@ -180,9 +197,12 @@ class ChunkMaker:
 
     def __init__(self, head: Head, body: ChatRequest, state: State, as_ids: bool, choices: int) -> None:
         self._head = head
+        self._body = body
         self._ids = body.return_token_ids
         self._top = (body.top_logprobs or 0) if body.logprobs else None
         self._spellers = [Speller(state.vocabulary, as_ids) for _ in range(choices)] if body.logprobs else []
+        self._called: set[int] = set()
+        """Choices that have called a tool."""
 
     def chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
         """A chunk of one choice or of none."""
@@ -190,21 +210,52 @@ class ChunkMaker:
         choices = [] if choice is None else [choice]
         return ChatChunk(id=top.id, created=top.created, model=top.model, choices=choices)
 
-    def news(self, index: int, event: Event) -> ChatChunk:
-        """The chunk of one event."""
-        choice = ChatChunkChoice(
-            index=index,
-            delta=Delta(content=event.text),
-            token_ids=list(event.tokens) if self._ids else None,
-        )
+    def news(self, index: int, event: Event) -> list[ChatChunk]:
+        """The chunks of one event: one, and another for each further piece of a tool call."""
+        deltas = self._deltas(event)
+        if event.calls:
+            self._called.add(index)
+        chunks = [self.chunk(ChatChunkChoice(index=index, delta=delta, token_ids=None)) for delta in deltas]
+        first, last = chunks[0].choices[0], chunks[-1].choices[0]
+        if self._ids:
+            first.token_ids = list(event.tokens)
         if self._top is not None and event.logprobs:
-            choice.logprobs = chat_logprobs(event.logprobs, self._top, self._spellers[index])
-        chunk = self.chunk(choice)
+            first.logprobs = chat_logprobs(event.logprobs, self._top, self._spellers[index])
         if event.finish is not None:
-            choice.finish_reason = event.finish.reason
-            choice.stop_reason = event.finish.stop_reason
-            chunk.system_fingerprint = FINGERPRINT
-        return chunk
+            last.finish_reason = finish_reason(self._body, event.finish, index in self._called)
+            last.stop_reason = event.finish.stop_reason
+            chunks[-1].system_fingerprint = FINGERPRINT
+        return chunks
+
+    def _deltas(self, event: Event) -> list[Delta]:
+        """What is new, in the order in which a reply has it; at least one."""
+        found = []
+        if event.reasoning and self._body.include_reasoning is not False:
+            found.append(Delta(reasoning=event.reasoning, reasoning_content=event.reasoning))
+        if event.text:
+            found.append(Delta(content=event.text))
+        for piece in event.calls:
+            if piece.name:
+                function = CalledFunction(name=piece.name, arguments="")
+                call = ToolCall(index=piece.index, id=piece.id, type="function", function=function)
+                found.append(Delta(tool_calls=[call]))
+            if piece.arguments:
+                more = CalledFunction(arguments=piece.arguments)
+                found.append(Delta(tool_calls=[ToolCall(index=piece.index, function=more)]))
+        return found or [Delta(content="")]
+
+
+def finish_reason(body: ChatRequest, finish: Finish, called: bool) -> str:
+    """OpenAI's word for how a choice ended; a call that was asked for by name is no news."""
+    named = isinstance(body.tool_choice, dict)
+    return "tool_calls" if called and not named and finish.reason == "stop" else finish.reason
+
+
+def _call(call: Call) -> ToolCall:
+    """A whole call."""
+    return ToolCall(
+        id=call.id, type="function", function=CalledFunction(name=call.name, arguments=call.arguments)
+    )
 
 
 def _line(chunk: ChatChunk) -> bytes:
@@ -237,47 +288,89 @@ def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
             body, state, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
         ),
         messages=tuple(body.messages),
-        chat=chat_options(body),
+        chat=chat_options(body, settings),
         priority=body.priority or 0,
         salt=salt,
         model=head.model,
     )
 
 
-def chat_options(body: ChatRequest) -> ChatOptions:
-    """How the messages are to be rendered."""
+def chat_options(body: ChatRequest, settings: ServerSettings) -> ChatOptions:
+    """How the messages are to be rendered, and the reply to be taken apart."""
     kwargs = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    choice, name = tool_choice(body.tool_choice)
+    hidden = choice == "none" and settings.exclude_tools_when_none
     return ChatOptions(
         template=body.chat_template,
-        tools=tuple(body.tools) if body.tools else None,
+        tools=tuple(body.tools) if body.tools and not hidden else None,
         documents=tuple(body.documents) if body.documents else None,
         kwargs=kwargs,
         add_generation_prompt=body.add_generation_prompt is not False,
         continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
+        parse=True,
+        whole=not body.stream,
+        tool_choice=choice,
+        tool_name=name,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+    )
+
+
+def tool_choice(asked: str | dict[str, Any] | None) -> tuple[str, str]:
+    """(auto, none, required or named; the function's name when named). Raises BadRequest."""
+    if asked is None:
+        return "auto", ""
+    if asked in ("auto", "none", "required"):
+        return str(asked), ""
+    function = asked.get("function") if isinstance(asked, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]:
+        return "named", function["name"]
+    raise BadRequest(
+        "tool_choice must be 'none', 'auto', 'required' or a named function.",
+        hint='A named one is {"type": "function", "function": {"name": ...}}.',
+        param="tool_choice",
     )
 
 
 def _check_tools(body: ChatRequest, settings: ServerSettings) -> None:
-    """Tools are shown to the model; a call that is forced or parsed needs what is not there yet."""
+    """The tools and the choice among them. Raises BadRequest."""
     if body.tools is not None:
         at_most("tools", len(body.tools), settings.max_tools, "tools")
         if not body.tools:
             raise BadRequest("tools is empty.", hint="Leave it out.", param="tools")
-    choice = body.tool_choice
-    if choice in (None, "none") or (choice == "auto" and body.tools):
+    names = [_tool_name(tool, f"tools.{i}") for i, tool in enumerate(body.tools or ())]
+    choice, name = tool_choice(body.tool_choice)
+    if body.tool_choice is None or choice == "none":
         return
-    if choice == "auto":
-        raise BadRequest("tool_choice is 'auto', but there are no tools.", param="tool_choice")
-    if choice == "required" or isinstance(choice, dict):
+    if not names:
+        raise BadRequest(f"tool_choice is {choice!r}, but there are no tools.", param="tool_choice")
+    if choice == "named" and name not in names:
+        raise BadRequest(
+            f"tool_choice names {name[:64]!r}, which is not among the tools.", param="tool_choice"
+        )
+    if choice != "auto":
         raise BadRequest(
             "A forced tool_choice is not supported yet.", hint="Use 'auto' or 'none'.", param="tool_choice"
         )
-    raise BadRequest(
-        "tool_choice must be 'none', 'auto', 'required' or a named function.", param="tool_choice"
-    )
+
+
+def _tool_name(tool: dict[str, Any], where: str) -> str:
+    """The name of an offered function. Raises BadRequest."""
+    function = tool.get("function", tool)
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        raise BadRequest(
+            f"{where} has no function with a name.",
+            hint='Send {"type": "function", "function": {"name": ..., "parameters": {...}}}.',
+            param=where,
+        )
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise BadRequest(
+            f"{where}.function.parameters must be a JSON Schema object.", param=f"{where}.function.parameters"
+        )
+    return name
 
 
 def _check_options(body: ChatRequest, settings: ServerSettings) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from octavo.errors import BadRequest
 from octavo.server.limits import INT32_MAX, at_most
 from octavo.server.openai.forms import structured_outputs
-from octavo.server.openai.replies import PromptDetails, UsageInfo
+from octavo.server.openai.replies import CompletionDetails, PromptDetails, UsageInfo
 from octavo.server.openai.requests import NOT_YET, CommonRequest
 from octavo.server.runs import Usage
 from octavo.server.settings import ServerSettings
@@ -143,4 +143,5 @@ def usage_info(usage: Usage, settings: ServerSettings) -> UsageInfo:
         completion_tokens=usage.completion,
         total_tokens=usage.prompt + usage.completion,
         prompt_tokens_details=details,
+        completion_tokens_details=CompletionDetails(usage.reasoning) if usage.reasoning else msgspec.UNSET,
     )

@@ -18,6 +18,12 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
+
+
 class UsageInfo(msgspec.Struct, kw_only=True):
     """Token counts."""
 
@@ -25,6 +31,8 @@ class UsageInfo(msgspec.Struct, kw_only=True):
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
+    """Only where there was reasoning."""
 
 
 class TopLogprob(msgspec.Struct):
@@ -63,6 +71,23 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """One entry per prompt token, keyed by token id; the first is null."""
 
 
+class CalledFunction(msgspec.Struct, kw_only=True):
+    """A call's function; a later piece of a stream has only more of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+    """JSON text, as the model wrote it."""
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """A tool call of a message, or a piece of one in a stream (which alone has the index)."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: CalledFunction
+
+
 class Message(msgspec.Struct, kw_only=True):
     """The assistant's message."""
 
@@ -74,7 +99,7 @@ class Message(msgspec.Struct, kw_only=True):
     function_call: dict[str, Any] | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
@@ -110,6 +135,10 @@ class Delta(msgspec.Struct, kw_only=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    """The same under its older name."""
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):

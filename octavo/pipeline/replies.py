@@ -1,0 +1,43 @@
+"""What the reply to a chat is taken apart with: its parser, and the special tokens whose text it needs."""
+
+from __future__ import annotations
+
+from octavo.parsers.detect import thinking_state
+from octavo.parsers.parser import Ask, ReplyFormat, ReplyParser
+from octavo.pipeline.tokenizer import Tokenizer
+from octavo.types.job import ChatOptions
+
+
+class Replies:
+    """The model's format of replies, with its vocabulary."""
+
+    def __init__(self, form: ReplyFormat, tokenizer: Tokenizer | None) -> None:
+        self.form = form
+        self._marks = {tools: _special(form.marks(tools), tokenizer) for tools in (False, True)}
+
+    def parser(
+        self, chat: ChatOptions | None, prompt: str | None
+    ) -> tuple[ReplyParser | None, frozenset[int]]:
+        """(parser of a reply to `prompt`, special tokens that it must see); (None, none) when all is text."""
+        if chat is None or not chat.parse:
+            return None, frozenset()
+        forced = {"named": chat.tool_name, "required": ""}.get(chat.tool_choice)
+        tools = (chat.tools or ()) if chat.tool_choice != "none" else ()
+        if forced is None and not self.form.marks(bool(tools)):
+            return None, frozenset()
+        ask = Ask(
+            tools=tools,
+            opened=thinking_state(self.form, prompt or ""),
+            whole=chat.whole,
+            one_call=not chat.parallel_tool_calls,
+            forced=forced,
+        )
+        return ReplyParser(self.form, ask), self._marks[bool(tools)]
+
+
+def _special(marks: tuple[str, ...], tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Special tokens that are marks, or parts of them."""
+    added = tokenizer.added if tokenizer is not None else {}
+    return frozenset(
+        i for i, token in added.items() if token.special and any(token.content in mark for mark in marks)
+    )

@@ -1,0 +1,344 @@
+"""Formats one by one, broken calls, detection, and texts that mean nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+from parser_replies import TEMPLATES, Reply, tools
+
+from octavo.errors import ConfigError
+from octavo.parsers.detect import reply_format, thinking_state
+from octavo.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
+from octavo.parsers.parser import Ask, ReplyFormat
+
+OFFERED = tools("add", weather={"type": "object", "properties": {"city": {"type": "string"}}})
+
+ONE_CALL = {
+    "hermes": '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+    "longcat": '<longcat_tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</longcat_tool_call>',
+    "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n"
+    "</function>\n</tool_call>",
+    "qwen3_xml": "<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>",
+    "seed_oss": "<seed:tool_call>\n<function=weather>\n<parameter=city>Paris</parameter>\n"
+    "</function>\n</seed:tool_call>",
+    "glm45": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
+    "llama3_json": '{"name": "weather", "parameters": {"city": "Paris"}}',
+    "pythonic": '[weather(city="Paris")]',
+    "llama4_pythonic": '<|python_start|>[weather(city="Paris")]<|python_end|>',
+    "lfm2": '<|tool_call_start|>[weather(city="Paris")]<|tool_call_end|>',
+    "olmo3": '<function_calls>\nweather(city="Paris")\n</function_calls>',
+    "mistral": '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris"}, "id": "abcdefghi"}]',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+    '{"city": "Paris"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+    '{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+    "deepseek_v32": '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter '
+    'name="city" string="true">Paris</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>',
+    "granite": '<|tool_call|>[{"name": "weather", "arguments": {"city": "Paris"}}]',
+    "granite-20b-fc": '<function_call> {"name": "weather", "arguments": {"city": "Paris"}}',
+    "internlm": "<|action_start|><|plugin|>\n"
+    '{"name": "weather", "parameters": {"city": "Paris"}}<|action_end|>',
+    "jamba": '<tool_calls>[{"name": "weather", "arguments": {"city": "Paris"}}]</tool_calls>',
+    "phi4_mini_json": 'functools[{"name": "weather", "arguments": {"city": "Paris"}}]',
+    "xlam": '[{"name": "weather", "arguments": {"city": "Paris"}}]',
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+    '<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_calls_section_end|>',
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Paris</parameter>\n'
+    "</invoke>\n</minimax:tool_call>",
+    "gigachat3": 'function call<|role_sep|>\n{"name": "weather", "arguments": {"city": "Paris"}}',
+    "apertus": '<|tools_prefix|>[{"weather": {"city": "Paris"}}]<|tools_suffix|>',
+    "cohere_command3": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": '
+    '{"city": "Paris"}}]<|END_ACTION|>',
+    "openai": "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+    '{"city": "Paris"}<|call|>',
+}
+
+
+def form_of(name: str) -> ReplyFormat:
+    return reply_format(name, "none", None)
+
+
+def everywhere(form: ReplyFormat, ask: Ask, text: str) -> Reply:
+    """The reply to a text, which is the same however the text is cut."""
+    reply = Reply(form, ask, [text])
+    assert Reply(form, ask, list(text)).all == reply.all
+    for at in range(1, len(text)):
+        assert Reply(form, ask, [text[:at], text[at:]]).all == reply.all, at
+    return reply
+
+
+def test_every_format_has_an_example() -> None:
+    assert set(TOOL_FORMATS) <= set(ONE_CALL)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_a_call_in_every_format(name: str, whole: bool) -> None:
+    reply = everywhere(form_of(name), Ask(tools=OFFERED, whole=whole), ONE_CALL[name])
+    assert (reply.text, reply.reasoning) == ("", "")
+    (call,) = reply.calls
+    assert call["name"] == "weather"
+    assert json.loads(call["arguments"]) == {"city": "Paris"}
+    assert call["id"]
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_CALL if name != "openai"])
+def test_without_tools_a_call_is_text(name: str) -> None:
+    reply = everywhere(form_of(name), Ask(), ONE_CALL[name])
+    assert reply.calls == []
+    assert reply.text == ONE_CALL[name]
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "jamba", "granite", "deepseek_v31"])
+def test_a_call_cut_off_is_text_when_whole_and_arguments_when_streamed(name: str) -> None:
+    cut = ONE_CALL[name][: ONE_CALL[name].index("Paris") + 3]
+    whole = everywhere(form_of(name), Ask(tools=OFFERED, whole=True), cut)
+    assert whole.calls == []
+    assert whole.text.endswith('"Par')
+    if name != "mistral":  # its id may come last, so that nothing can be given before
+        streamed = everywhere(form_of(name), Ask(tools=OFFERED), cut)
+        assert streamed.text == ""
+        assert streamed.calls[0]["arguments"] == '{"city": "Par'
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "",
+        "not json",
+        '{"name": "weather", "arguments": }',
+        '{"name": "weather", "arguments": {city: 1}}',
+        '{"arguments": {"city": "Paris"}}',
+        '{"name": "", "arguments": {}}',
+        '{"name": "two words", "arguments": {}}',
+        '{"name": "weather", "arguments": "text"}',
+        "[1]",
+    ],
+)
+def test_a_broken_call_comes_back_as_text(inner: str) -> None:
+    text = f"Let me see.\n<tool_call>{inner}</tool_call>"
+    for whole in (False, True):
+        reply = everywhere(form_of("hermes"), Ask(tools=OFFERED, whole=whole), text)
+        assert reply.calls == []
+        assert reply.text == text
+
+
+def test_a_good_call_after_a_broken_one() -> None:
+    text = "<tool_call>oh</tool_call>" + ONE_CALL["hermes"] + "<tool_call>" + ONE_CALL["hermes"] + "Done."
+    reply = everywhere(form_of("hermes"), Ask(tools=OFFERED), text)
+    assert [call["name"] for call in reply.calls] == ["weather", "weather"]
+    assert reply.text == "<tool_call>oh</tool_call><tool_call>Done."
+
+
+def test_slips_of_json_are_mended() -> None:
+    arguments = '{"city": "a\nb\\d\\\'c", "on": True, "none": None}'
+    text = f'<tool_call>{{"name": "add", "arguments": {arguments}}}}}</tool_call>'
+    (call,) = everywhere(form_of("hermes"), Ask(tools=OFFERED), text).calls
+    assert json.loads(call["arguments"]) == {"city": "a\nb\\d'c", "on": True, "none": None}
+
+
+def test_arguments_before_the_name_in_a_string_or_missing() -> None:
+    text = (
+        '<tool_call>{"arguments": {"city": "Rome"}, "name": "weather"}</tool_call>'
+        '<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}</tool_call>'
+        '<tool_call>{"name": "add"}</tool_call><tool_call>{"name": "add", "arguments": null}</tool_call>'
+    )
+    calls = everywhere(form_of("hermes"), Ask(tools=OFFERED), text).calls
+    assert [json.loads(call["arguments"]) for call in calls] == [{"city": "Rome"}, {"city": "Oslo"}, {}, {}]
+
+
+def test_only_the_first_call_when_one_is_wanted() -> None:
+    text = ONE_CALL["hermes"] * 3 + "Done."
+    reply = everywhere(form_of("hermes"), Ask(tools=OFFERED, one_call=True), text)
+    assert len(reply.calls) == 1
+    assert reply.text == "Done."
+
+
+def test_unmarked_formats_take_offered_functions_only() -> None:
+    for name, text in (
+        ("pythonic", "See [link](http://a) and [other(x=1)]."),
+        ("llama3_json", '{"name": "other", "parameters": {}}'),
+        ("llama3_json", '{"name": "weather"}'),
+        ("phi4_mini_json", "functools is a module"),
+        ("xlam", '```json\n[{"name": "Ada"}]\n```'),
+    ):
+        reply = everywhere(form_of(name), Ask(tools=OFFERED), text)
+        assert (reply.text, reply.calls) == (text, [])
+
+
+def test_types_come_from_the_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "s": {"type": "string"},
+            "i": {"type": "integer"},
+            "n": {"type": ["number", "null"]},
+            "b": {"type": "boolean"},
+            "o": {"anyOf": [{"type": "object"}, {"type": "null"}]},
+            "r": {"$ref": "#/$defs/list"},
+            "e": {"enum": ["1", "2"]},
+        },
+        "$defs": {"list": {"type": "array"}},
+    }
+    values = {
+        "s": "5",
+        "i": "5",
+        "n": "null",
+        "b": "True",
+        "o": "{'a': (1,)}",
+        "r": "[1]",
+        "e": "1",
+        "x": "7",
+    }
+    text = "<function=f>" + "".join(f"<parameter={k}>\n{v}\n</parameter>" for k, v in values.items())
+    (call,) = everywhere(form_of("qwen3_coder"), Ask(tools=tools(f=schema)), text + "</function>").calls
+    assert json.loads(call["arguments"]) == {
+        "s": "5",
+        "i": 5,
+        "n": None,
+        "b": True,
+        "o": {"a": [1]},
+        "r": [1],
+        "e": "1",
+        "x": 7,
+    }
+
+
+def test_a_string_argument_is_given_as_it_comes() -> None:
+    from octavo.parsers.parser import ReplyParser
+
+    parser = ReplyParser(form_of("qwen3_coder"), Ask(tools=OFFERED))
+    parser.push("<function=weather>\n<parameter=city>\n")
+    (piece,) = parser.push('New "York').calls
+    assert piece.arguments == 'New \\"York'
+
+
+def test_reasoning_that_the_prompt_opened_or_closed() -> None:
+    form = reply_format("hermes", "qwen3", None)
+    assert thinking_state(form, "<|im_start|>assistant\n<think>\n") is True
+    assert thinking_state(form, "<|im_start|>assistant\n<think>\n\n</think>\n\n") is False
+    assert thinking_state(form, "<|im_start|>assistant\n") is None
+    text = "Hm.\n</think>\n\n" + ONE_CALL["hermes"]
+    reply = everywhere(form, Ask(tools=OFFERED, opened=True), text)
+    assert (reply.text, reply.reasoning, len(reply.calls)) == ("", "Hm.", 1)
+    closed = everywhere(reply_format("none", "deepseek_r1", None), Ask(opened=False), "Yes.")
+    assert (closed.text, closed.reasoning) == ("Yes.", "")
+
+
+def test_a_call_inside_the_reasoning_is_none() -> None:
+    form = reply_format("hermes", "qwen3", None)
+    text = f"<think>I could say {ONE_CALL['hermes']}</think>No."
+    reply = everywhere(form, Ask(tools=OFFERED), text)
+    assert (reply.text, reply.calls) == ("No.", [])
+
+
+def test_harmony() -> None:
+    form = reply_format("openai", "auto", None)
+    text = (
+        "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant<|channel|>commentary<|message|>"
+        "I look it up.<|end|><|start|>assistant to=functions.weather<|channel|>commentary json<|message|>"
+        '{"city": "Paris"}<|call|>'
+    )
+    reply = everywhere(form, Ask(tools=OFFERED), text)
+    assert (reply.text, reply.reasoning) == ("I look it up.", "Think.")
+    assert reply.calls[0]["arguments"] == '{"city": "Paris"}'
+    assert everywhere(form, Ask(), "Just text.").text == "Just text."
+
+
+def test_forced_calls() -> None:
+    form = reply_format("hermes", "qwen3", None)
+    one = everywhere(form, Ask(tools=OFFERED, forced="weather"), '<think>x</think>{"city": "Paris"}')
+    assert [(call["name"], call["arguments"]) for call in one.calls] == [("weather", '{"city": "Paris"}')]
+    many = '[{"name": "weather", "parameters": {"city": "Rome"}}, {"name": "add", "parameters": {}}]'
+    reply = everywhere(form, Ask(tools=OFFERED, forced=""), many)
+    assert [call["name"] for call in reply.calls] == ["weather", "add"]
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("lc-Qwen-Qwen3-0.6B", ("hermes", "qwen3")),
+        ("lc-Qwen3-Coder", ("qwen3_xml", "")),
+        ("lc-openai-gpt-oss-120b", ("openai", "openai_gptoss")),
+        ("lc-mistralai-Mistral-Nemo-Instruct-2407", ("mistral", "")),
+        ("lc-deepseek-ai-DeepSeek-V3.1", ("deepseek_v31", "deepseek_v3")),
+        ("lc-deepseek-ai-DeepSeek-V3.2", ("deepseek_v32", "deepseek_v3")),
+        ("lc-GLM-4.6", ("glm45", "glm45")),
+        ("lc-Kimi-K2-Thinking", ("kimi_k2", "kimi_k2")),
+        ("lc-ibm-granite-granite-3.3-2B-Instruct", ("granite", "granite")),
+        ("vllm-tool_chat_template_llama3.1_json", ("llama3_json", "")),
+        ("vllm-tool_chat_template_llama3.2_pythonic", ("pythonic", "")),
+        ("vllm-tool_chat_template_phi4_mini", ("phi4_mini_json", "")),
+        ("vllm-tool_chat_template_xlam_qwen", ("xlam", "")),
+        ("lc-microsoft-Phi-3.5-mini-instruct", ("", "")),
+    ],
+)
+def test_formats_are_read_off_the_template(template: str, wanted: tuple[str, str]) -> None:
+    path = TEMPLATES / f"{template}.jinja"
+    if not path.is_file():
+        pytest.skip("../shared is not there")
+    form = reply_format("auto", "auto", path.read_text(encoding="utf-8"))
+    assert (form.tool_name, form.reasoning_name) == wanted
+
+
+def test_names_of_formats() -> None:
+    assert reply_format("none", "none", "<tool_call> </think>") == ReplyFormat()
+    assert reply_format("gemma4", "auto", "<tool_call> tools").tool_name == "hermes"
+    with pytest.raises(ConfigError, match="hermes"):
+        reply_format("hermse", "auto", None)
+
+
+FRAGMENTS = [
+    *('{"name": ', '"weather"', '"arguments": ', "{", "}", "[", "]", "(", ")", ",", ";", ":", '"', "'", "\\"),
+    *(
+        "weather",
+        "add",
+        "city=",
+        "\n",
+        " ",
+        "1e5",
+        "-",
+        "true",
+        "None",
+        "```",
+        "🙂",
+        "\ud800",
+        "<",
+        "|",
+        "\\u00",
+    ),
+]
+
+
+def test_random_texts_raise_nothing_and_do_not_depend_on_cuts() -> None:
+    rng = random.Random(5)
+    names = [*TOOL_FORMATS, "openai"]
+    forms = [reply_format(name, thought, None) for name in names for thought in (*REASONING_FORMATS, "none")]
+    for count in range(2_000):
+        form = forms[count % len(forms)]
+        marks = [*form.marks(), *FRAGMENTS, *FRAGMENTS]
+        pieces = [rng.choice(marks) for _ in range(rng.randrange(1, 14))]
+        opened = rng.choice((None, True, False))
+        ask = Ask(tools=OFFERED, opened=opened, whole=count % 2 == 0, one_call=count % 7 == 0)
+        text = "".join(pieces)
+        assert (
+            Reply(form, ask, pieces).all == Reply(form, ask, list(text)).all == Reply(form, ask, [text]).all
+        )
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "pythonic", "mistral", "openai", "glm45"])
+def test_time_is_linear(name: str) -> None:
+    form = form_of(name)
+    unit = ONE_CALL[name][: len(ONE_CALL[name]) // 2] + "[{<" * 3
+
+    def seconds(count: int) -> float:
+        text = unit * count
+        start = time.process_time()
+        Reply(form, Ask(tools=OFFERED), [text[i : i + 4] for i in range(0, len(text), 4)])
+        return time.process_time() - start
+
+    seconds(20)
+    assert seconds(800) < 30 * max(seconds(100), 0.002)
