@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
@@ -91,6 +92,43 @@ def test_an_answer_begun_is_continued(server: Running, said: str) -> None:
     reply = httpx.post(f"{server.url}/v1/messages", json=ask, timeout=LIMIT_S).json()
     text = reply["content"][0]["text"]
     assert text[:4] == said[6:10]
+
+
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green"]}, "sure": {"type": "boolean"}},
+    "required": ["color", "sure"],
+    "additionalProperties": False,
+}
+
+
+class Color(pydantic.BaseModel):
+    """What SCHEMA says, for the client's own parsing."""
+
+    color: Literal["red", "green"]
+    sure: bool
+
+
+def test_the_form_of_the_answer_holds(server: Running) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", timeout=LIMIT_S) as client:
+        parsed = client.responses.parse(model="pocket", input=ASK, text_format=Color).output_parsed
+        assert isinstance(parsed, Color)
+    with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
+        ask = {"model": "pocket", "input": ASK, "structured_outputs": {"choice": ["yes", "no"]}}
+        reply = http.post("/v1/responses", json=ask).json()
+        assert reply["output"][0]["content"][0]["text"] in ("yes", "no")
+        turns = [{"role": "user", "content": ASK}]
+        form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+        ask = {"model": "pocket", "messages": turns, "max_tokens": 100, "output_config": form}
+        reply = http.post("/v1/messages", json=ask).json()
+        Color.model_validate_json(reply["content"][0]["text"])
+        form["format"]["schema"] = {"type": "object", "properties": {"a": {"type": "thing"}}}
+        refused = http.post("/v1/messages", json=ask)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["type"] == "invalid_request_error"
+        text = {"format": {"type": "json_schema", "name": "x", "schema": form["format"]["schema"]}}
+        error = http.post("/v1/responses", json={"input": ASK, "text": text}).json()["error"]
+        assert (error["code"], error["param"]) == (400, "text.format")
 
 
 def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running, services: list[Any]) -> None:

@@ -259,6 +259,8 @@ BAD: list[dict[str, Any]] = [
     *({"top_logprobs": v} for v in (-1, 21, "x")),
     *({"text": {"format": f}} for f in ({"type": "xml"}, {"type": "json_schema"})),
     {"include": ["everything"]},
+    {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+    {"structured_outputs": {"regexp": "a"}},
     {"background": True, "store": False},
     {"truncation": "sometimes"},
     {"prompt": {"id": "pmpt_1"}},

@@ -87,7 +87,7 @@ def form(body: CountRequest) -> StructuredOutputsParams | None:
             "output_config.format must be of type json_schema and have a schema.",
             param="output_config.format",
         )
-    return StructuredOutputsParams(json=schema)
+    return StructuredOutputsParams.of({"json": schema}, "output_config.format")
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

@@ -81,11 +81,12 @@ def form(body: ResponsesRequest) -> StructuredOutputsParams | None:
     wanted = (body.text.format if body.text else None) or {}
     kind = wanted.get("type", "text")
     if kind == "text":
-        return body.structured_outputs
+        given = body.structured_outputs
+        return None if given is None else StructuredOutputsParams.of(given)
     if body.structured_outputs is not None:
         raise BadRequest("text.format and structured_outputs exclude each other.", param="text.format")
     if kind == "json_object":
-        return StructuredOutputsParams(json_object=True)
+        return StructuredOutputsParams.of({"json_object": True}, "text.format")
     if kind != "json_schema":
         raise BadRequest(
             "text.format must be of type text, json_object or json_schema.", param="text.format.type"
@@ -93,7 +94,7 @@ def form(body: ResponsesRequest) -> StructuredOutputsParams | None:
     schema = wanted.get("schema")
     if not isinstance(schema, dict):
         raise BadRequest("text.format.schema must be an object.", param="text.format.schema")
-    return StructuredOutputsParams(json=schema)
+    return StructuredOutputsParams.of({"json": schema}, "text.format")
 
 
 def function_tools(body: ResponsesRequest) -> list[dict[str, Any]]:

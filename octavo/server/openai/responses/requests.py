@@ -9,7 +9,6 @@ import msgspec
 from octavo.errors import BadRequest
 from octavo.server.limits import at_most
 from octavo.server.settings import ServerSettings
-from octavo.types.structured import StructuredOutputsParams
 
 
 class TextOptions(msgspec.Struct, kw_only=True):
@@ -70,7 +69,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    structured_outputs: StructuredOutputsParams | None = None
+    structured_outputs: dict[str, Any] | None = None
     include_reasoning: bool | None = None
     enable_response_messages: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
