@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -121,7 +122,8 @@ def metrics() -> str:
     from octavo.types.stats import EngineStats
 
     made = Metrics()
-    made.watch(SimpleNamespace(info=SimpleNamespace(max_model_len=2048), stats=EngineStats), "model")
+    stats = partial(EngineStats, max_adapters=1)
+    made.watch(SimpleNamespace(info=SimpleNamespace(max_model_len=2048), stats=stats), "model")
     rows = []
     for family in sorted(made.registry.collect(), key=lambda f: f.name):
         if family.name.startswith("vllm:"):

@@ -301,7 +301,10 @@ _LOG = (
         "Paths without such a line, with commas between (/health,/ping,/metrics; '' for none).",
     ),
     Flag(
-        "enable-log-requests", "bool", "server.enable_log_requests", "Log what is asked (prompts included)."
+        "enable-log-requests",
+        "bool",
+        "server.enable_log_requests",
+        "A line for each request: its id and settings, never its text.",
     ),
     Flag("disable-log-stats", "bool", "engine.disable_log_stats", "No statistics line every 10 s."),
 )

@@ -109,7 +109,8 @@ class Engine:
         begun = time.perf_counter()
         plan = self.scheduler.plan()
         planned = time.perf_counter()
-        self._watch.begin(sum(work.count for work in plan.work), self._clock())
+        tokens = sum(work.count for work in plan.work)
+        self._watch.begin(tokens, self._clock())
         try:
             result = self._executor.run(plan)
         except StepFailed as error:
@@ -121,7 +122,7 @@ class Engine:
         outs = self.scheduler.commit(plan, result)
         done = time.perf_counter()
         self._failures = 0
-        self.counters.step(planned - begun, result, done - ran)
+        self.counters.step(planned - begun, result, done - ran, tokens)
         self.admission.note(self.counters.prompt_tokens - prompt_tokens, done - begun)
         return self._take_undelivered() + outs if self._undelivered else outs
 
@@ -155,11 +156,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """A snapshot; may be called from any thread."""
         scheduler = self.scheduler
+        running, waiting = tuple(scheduler.running), tuple(scheduler.waiting)
         return self.counters.snapshot(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            running=len(running),
+            waiting=len(waiting),
+            max_adapters=self.settings.max_adapters,
+            running_adapters=_adapters(running),
+            waiting_adapters=_adapters(waiting),
             blocks=scheduler.pool.blocks,
-            free=scheduler.pool.free,
+            blocks_free=scheduler.pool.free,
             block_size=scheduler.block_size,
         )
 
@@ -167,6 +172,12 @@ class Engine:
         """The running sequences, for the log; may be called from any thread."""
         now = self._clock()
         return [_describe(sequence, now) for sequence in tuple(self.scheduler.running)]
+
+
+def _adapters(sequences: Iterable[Sequence]) -> tuple[str, ...]:
+    """The names of the adapters that these ask for, each once."""
+    adapters = (sequence.request.adapter for sequence in sequences)
+    return tuple(dict.fromkeys(adapter.name for adapter in adapters if adapter is not None))
 
 
 def _describe(sequence: Sequence, now: float) -> RunningRequest:

@@ -12,6 +12,7 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from typing import Any
 
 from octavo.engine.admission import Admission
 from octavo.engine.blocks import BlockPool
@@ -105,7 +106,7 @@ class Scheduler:
             sequence = self._sequences.get(name)
             if sequence is not None:
                 self._end(sequence)
-                outs.append(TokenOut(id=name, cached_tokens=sequence.cached_tokens or 0, finish=finish))
+                outs.append(_out(sequence, finish=finish))
         return outs
 
     @property
@@ -244,6 +245,7 @@ class Scheduler:
         insort(self.running, sequence, key=_rank)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
+            sequence.started_s = self._clock()
             self._admission.leave(sequence.request)
             if self.settings.prefix_caching and not sequence.wants_prompt_logprobs:
                 self._counters.prefix_queried_tokens += len(sequence.tokens)
@@ -295,6 +297,7 @@ class Scheduler:
         self._stop(sequence)
         sequence.reset()
         insort(self.waiting, sequence, key=_rank)
+        sequence.preemptions += 1
         self._counters.preemptions += 1
 
     def _stop(self, sequence: Sequence) -> None:
@@ -386,11 +389,21 @@ class Scheduler:
         self._counters.generation_tokens += kept
         if finish is not None:
             self._end(sequence)
-        return TokenOut(
-            id=sequence.request.id,
+        return _out(
+            sequence,
             tokens=sampled.tokens[:kept],
             logprobs=sampled.logprobs[:kept],
             prompt_logprobs=prompt_logprobs,
-            cached_tokens=sequence.cached_tokens or 0,
             finish=finish,
         )
+
+
+def _out(sequence: Sequence, **news: Any) -> TokenOut:
+    """News of a sequence, with what stays the same."""
+    return TokenOut(
+        id=sequence.request.id,
+        cached_tokens=sequence.cached_tokens or 0,
+        started_s=sequence.started_s,
+        preemptions=sequence.preemptions,
+        **news,
+    )

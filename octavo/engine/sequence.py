@@ -34,6 +34,7 @@ class Sequence:
         "first_token_s",
         "key",
         "limit_tokens",
+        "preemptions",
         "promised",
         "prompt_logprobs",
         "prompt_tokens",
@@ -42,6 +43,7 @@ class Sequence:
         "request",
         "root",
         "sampling",
+        "started_s",
         "tokens",
     )
 
@@ -57,7 +59,9 @@ class Sequence:
         self.prompt_tokens = len(request.prompt)
         self.limit_tokens = min(self.prompt_tokens + request.sampling.max_tokens, max_total_tokens)
         self.arrival_s = request.arrival_s
+        self.started_s: float | None = None
         self.first_token_s: float | None = None
+        self.preemptions = 0
         self.key = -1
         self.computed = 0
         self.counted = 0

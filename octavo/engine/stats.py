@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from octavo.types.engine import StepResult
-from octavo.types.stats import EngineStats
+from octavo.types.stats import STEP_TOKEN_EDGES, EngineStats
 
 
 class Counters:
@@ -26,11 +28,15 @@ class Counters:
         "prompt_tokens",
         "sample_s",
         "schedule_s",
+        "step_tokens",
         "steps",
+        "tokens",
     )
 
     def __init__(self) -> None:
         self.steps = 0
+        self.tokens = 0
+        self.step_tokens = [0] * (len(STEP_TOKEN_EDGES) + 1)
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.preemptions = 0
@@ -43,24 +49,24 @@ class Counters:
         self.commit_s = 0.0
         self.output_s = 0.0
 
-    def step(self, schedule_s: float, result: StepResult, commit_s: float) -> None:
-        """Add one step's times."""
+    def step(self, schedule_s: float, result: StepResult, commit_s: float, tokens: int) -> None:
+        """Add one step's times, and how many tokens it computed."""
         self.steps += 1
+        self.tokens += tokens
+        self.step_tokens[bisect_left(STEP_TOKEN_EDGES, tokens)] += 1
         self.schedule_s += schedule_s
         self.arrays_s += result.arrays_s
         self.forward_s += result.forward_s
         self.sample_s += result.sample_s
         self.commit_s += commit_s
 
-    def snapshot(self, *, running: int, waiting: int, blocks: int, free: int, block_size: int) -> EngineStats:
-        """The counters and these gauges as one frozen value."""
+    def snapshot(self, **gauges: Any) -> EngineStats:
+        """The counters and `gauges`, fields of EngineStats, as one frozen value."""
         return EngineStats(
-            running=running,
-            waiting=waiting,
-            blocks=blocks,
-            blocks_free=free,
-            block_size=block_size,
+            **gauges,
             steps_total=self.steps,
+            step_tokens_total=self.tokens,
+            step_tokens=tuple(self.step_tokens),
             prompt_tokens_total=self.prompt_tokens,
             generation_tokens_total=self.generation_tokens,
             preemptions_total=self.preemptions,

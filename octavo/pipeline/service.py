@@ -307,6 +307,7 @@ class Service:
                 if out.finish is not None:
                     self._leaving.discard(out.id)
                 continue
+            sequence.note(out)
             try:
                 event = sequence.text.push(out)
             except Exception:  # one request's text must not take the others with it

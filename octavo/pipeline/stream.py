@@ -9,7 +9,7 @@ import msgspec
 
 from octavo.pipeline.output import SequenceText
 from octavo.pipeline.prepare import Prepared
-from octavo.types.engine import Finish, TokenLogprobs
+from octavo.types.engine import Finish, TokenLogprobs, TokenOut
 from octavo.types.job import Event, Started
 from octavo.types.stats import RequestTimes
 
@@ -63,10 +63,15 @@ class Sequence:
         """Unique in this process."""
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
+        self._news: TokenOut | None = None
+
+    def note(self, out: TokenOut) -> None:
+        """Remember what the engine says of the sequence."""
+        self._news = out
 
     def times(self, reason: str) -> RequestTimes:
         """What the metrics get at the end."""
-        prepared = self.stream.prepared
+        prepared, news = self.stream.prepared, self._news
         request = prepared.requests[self.text.index]
         return RequestTimes(
             arrival_s=request.arrival_s,
@@ -77,6 +82,9 @@ class Sequence:
             finish_reason=reason,
             n=prepared.n,
             max_tokens=request.sampling.max_tokens,
+            started_s=news.started_s if news else None,
+            cached_tokens=news.cached_tokens if news else 0,
+            preemptions=news.preemptions if news else 0,
         )
 
 

@@ -6,16 +6,23 @@ service, which calls this object as its recorder. Seconds and tokens throughout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.types.stats import EngineStats, RequestTimes
+from octavo.types.stats import STEP_TOKEN_EDGES, EngineStats, RequestTimes
 
 if TYPE_CHECKING:
     from octavo.server.hub import Hub
@@ -47,10 +54,12 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "inter_token_latency_seconds": ("Time between two tokens of a sequence.", _PER_TOKEN),
     "request_time_per_output_token_seconds": ("Mean time per output token of a request.", _PER_TOKEN),
     "e2e_request_latency_seconds": ("Time from arrival to the last token.", _REQUEST),
-    "request_inference_time_seconds": ("Time from arrival to the last token, queue included.", _REQUEST),
-    "request_prefill_time_seconds": ("Time from arrival to the first token.", _REQUEST),
+    "request_queue_time_seconds": ("Time from arrival until it first left the queue.", _REQUEST),
+    "request_inference_time_seconds": ("Time from leaving the queue to the last token.", _REQUEST),
+    "request_prefill_time_seconds": ("Time from leaving the queue to the first token.", _REQUEST),
     "request_decode_time_seconds": ("Time from the first to the last token.", _REQUEST),
     "request_params_n": ("n of a request.", _N),
+    "request_num_preemptions": ("How often a request was put back to wait.", _N),
 }
 
 
@@ -81,6 +90,10 @@ class Metrics:
         longest = token_buckets(service.info.max_model_len)
         tables = dict(_HISTOGRAMS)
         tables["request_prompt_tokens"] = ("Prompt tokens of a request.", longest)
+        tables["request_prefill_kv_computed_tokens"] = (
+            "Prompt tokens of a request that were computed, not found in a cache.",
+            longest,
+        )
         tables["request_generation_tokens"] = ("Generated tokens of a request.", longest)
         tables["request_max_num_generation_tokens"] = ("Longest answer of a request.", longest)
         tables["request_params_max_tokens"] = ("max_tokens of a request.", longest)
@@ -137,12 +150,16 @@ class Metrics:
         seen["request_params_n"].observe(times.n)
         if times.max_tokens is not None:
             seen["request_params_max_tokens"].observe(times.max_tokens)
+        seen["request_num_preemptions"].observe(times.preemptions)
+        started_s = times.arrival_s if times.started_s is None else times.started_s
+        seen["request_queue_time_seconds"].observe(started_s - times.arrival_s)
         if times.first_token_s is None or times.last_token_s is None:
             return
+        seen["request_prefill_kv_computed_tokens"].observe(times.prompt_tokens - times.cached_tokens)
         seen["time_to_first_token_seconds"].observe(times.first_token_s - times.arrival_s)
-        seen["request_prefill_time_seconds"].observe(times.first_token_s - times.arrival_s)
+        seen["request_prefill_time_seconds"].observe(times.first_token_s - started_s)
         seen["e2e_request_latency_seconds"].observe(times.last_token_s - times.arrival_s)
-        seen["request_inference_time_seconds"].observe(times.last_token_s - times.arrival_s)
+        seen["request_inference_time_seconds"].observe(times.last_token_s - started_s)
         decode_s = times.last_token_s - times.first_token_s
         seen["request_decode_time_seconds"].observe(decode_s)
         if times.output_tokens > 1:
@@ -163,52 +180,99 @@ class _EngineCollector:
 
     def describe(self) -> Iterable[Metric]:
         """Names only, so that registering does not ask the engine."""
-        return self._families(EngineStats())
+        return self._families(EngineStats(max_adapters=1))
 
     def collect(self) -> Iterator[Metric]:
         """One family per statistic."""
         yield from self._families(self._service.stats())
 
     def _families(self, stats: EngineStats) -> Iterator[Metric]:
-        gauges = (
-            ("num_requests_running", "Sequences in the running batch.", stats.running),
-            ("num_requests_waiting", "Sequences that wait.", stats.waiting),
-            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", stats.kv_used),
-        )
-        counters = (
-            ("prompt_tokens", "Prompt tokens computed.", stats.prompt_tokens_total),
-            ("prompt_tokens_cached", "Prompt tokens from the prefix cache.", stats.prefix_hit_tokens_total),
-            ("generation_tokens", "Tokens generated.", stats.generation_tokens_total),
-            ("num_preemptions", "Sequences put back to wait.", stats.preemptions_total),
-            (
-                "prefix_cache_queries",
-                "Tokens looked up in the prefix cache.",
-                stats.prefix_queried_tokens_total,
-            ),
-            ("prefix_cache_hits", "Tokens found in the prefix cache.", stats.prefix_hit_tokens_total),
-        )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(self._prefix + name, text, labels=LABELS)
-            gauge.add_metric(self._labels, value)
+        for name, text, label, values in _gauges(stats):
+            gauge = GaugeMetricFamily(self._prefix + name, text, labels=(*LABELS, *label))
+            for more, value in values:
+                gauge.add_metric((*self._labels, *more), value)
             yield gauge
-        for name, text, value in counters:
-            counter = CounterMetricFamily(self._prefix + name, text, labels=LABELS)
-            counter.add_metric(self._labels, value)
+        for name, text, label, values in _counters(stats):
+            counter = CounterMetricFamily(self._prefix + name, text, labels=(*LABELS, *label))
+            for more, value in values:
+                counter.add_metric((*self._labels, *more), value)
             yield counter
-        waiting = GaugeMetricFamily(
-            self._prefix + "num_requests_waiting_by_reason",
-            "Sequences that wait.",
-            labels=(*LABELS, "reason"),
+        steps = HistogramMetricFamily(
+            self._prefix + "iteration_tokens_total", "Tokens that a step computed.", labels=LABELS
         )
-        waiting.add_metric((*self._labels, "capacity"), stats.waiting)
-        yield waiting
-        info = GaugeMetricFamily(
-            self._prefix + "cache_config_info",
-            "The KV cache, as labels.",
-            labels=(*LABELS, "block_size", "num_gpu_blocks", "num_cpu_blocks"),
+        edges = [*(f"{edge:.1f}" for edge in STEP_TOKEN_EDGES), "+Inf"]
+        counts = list(zip(edges, accumulate(stats.step_tokens), strict=True))
+        steps.add_metric(self._labels, buckets=counts, sum_value=stats.step_tokens_total)
+        yield steps
+
+
+_Row = tuple[str, str, tuple[str, ...], Sequence[tuple[tuple[str, ...], float]]]
+"""(name, meaning, labels of its own, (their values, value) of each series)."""
+
+
+def _plain(value: float) -> Sequence[tuple[tuple[str, ...], float]]:
+    return (((), value),)
+
+
+def _gauges(stats: EngineStats) -> Iterator[_Row]:
+    """What goes up and down."""
+    yield "num_requests_running", "Sequences in the running batch.", (), _plain(stats.running)
+    yield "num_requests_waiting", "Sequences that wait.", (), _plain(stats.waiting)
+    yield (
+        *("num_requests_waiting_by_reason", "Sequences that wait."),
+        *(("reason",), ((("capacity",), stats.waiting), (("deferred",), 0))),
+    )
+    yield "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", (), _plain(stats.kv_used)
+    asleep = (("awake", 1), ("weights_offloaded", 0), ("discard_all", 0))
+    yield (
+        *("engine_sleep_state", "1 for the state that the engine is in."),
+        *(("sleep_state",), [((state,), value) for state, value in asleep]),
+    )
+    blocks = str(stats.blocks)
+    yield (
+        *("cache_config_info", "The KV cache, as labels."),
+        ("block_size", "num_gpu_blocks", "num_cpu_blocks"),
+        (((str(stats.block_size), blocks, blocks), 1),),
+    )
+    if stats.max_adapters:
+        running, waiting = ",".join(stats.running_adapters), ",".join(stats.waiting_adapters)
+        yield (
+            *("lora_requests_info", "LoRA adapters at work, as labels; the time as Unix seconds."),
+            ("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+            (((str(stats.max_adapters), waiting, running), time.time()),),
         )
-        info.add_metric((*self._labels, str(stats.block_size), str(stats.blocks), str(stats.blocks)), 1)
-        yield info
+
+
+def _counters(stats: EngineStats) -> Iterator[_Row]:
+    """What only grows."""
+    cached, computed = stats.prefix_hit_tokens_total, stats.prompt_tokens_total
+    nowhere = ("external_kv_transfer",), 0
+    yield "prompt_tokens", "Prompt tokens computed.", (), _plain(computed)
+    yield (
+        *("prompt_tokens_by_source", "Prompt tokens by where their KV entries came from."),
+        *(("source",), ((("local_compute",), computed), (("local_cache_hit",), cached), nowhere)),
+    )
+    yield "prompt_tokens_cached", "Prompt tokens from the prefix cache.", (), _plain(cached)
+    yield (
+        *("prompt_tokens_cached_by_source", "Prompt tokens from a cache, by which."),
+        *(("source",), ((("local_cache_hit",), cached), nowhere)),
+    )
+    yield "generation_tokens", "Tokens generated.", (), _plain(stats.generation_tokens_total)
+    yield "num_preemptions", "Sequences put back to wait.", (), _plain(stats.preemptions_total)
+    queried = stats.prefix_queried_tokens_total
+    yield "prefix_cache_queries", "Tokens looked up in the prefix cache.", (), _plain(queried)
+    yield "prefix_cache_hits", "Tokens found in the prefix cache.", (), _plain(cached)
+    for name, text in _NEVER.items():
+        yield name, text, (), _plain(0)
+
+
+_NEVER = {
+    "external_prefix_cache_queries": "0: there is no cache outside of this process.",
+    "external_prefix_cache_hits": "0: there is no cache outside of this process.",
+    "mm_cache_queries": "0: there are no images or sounds.",
+    "mm_cache_hits": "0: there are no images or sounds.",
+}
+"""vLLM's counters of what Octavo does not have, so that a panel shows 0 rather than nothing."""
 
 
 def routes(state: State) -> list[Route]:

@@ -17,6 +17,7 @@ from octavo.server.hub import JobEvents
 from octavo.server.state import State
 from octavo.types.engine import Finish
 from octavo.types.job import CallPiece, Event, Job, Started
+from octavo.types.sampling import SamplingParams
 
 log = logger(__name__)
 
@@ -175,7 +176,17 @@ class Run:
     def _log(self, job: Job) -> None:
         """One line per job when that is wanted: never the text itself."""
         if self._state.settings.enable_log_requests:
-            log.info("request %s: %s", job.id, job.sampling)
+            log.info("request %s: %s", job.id, _described(job.sampling))
+
+
+def _described(sampling: SamplingParams) -> str:
+    """The numbers that a client set, and the names of what may hold its words."""
+    fields = msgspec.structs.fields(SamplingParams)
+    given = {field.name: getattr(sampling, field.name) for field in fields}
+    given = {field.name: given[field.name] for field in fields if given[field.name] != field.default}
+    numbers = [f"{name}={value}" for name, value in given.items() if isinstance(value, (int, float))]
+    others = [name for name, value in given.items() if value and not isinstance(value, (int, float))]
+    return ", ".join([*numbers, *others]) or "defaults"
 
 
 class Call:

@@ -95,6 +95,10 @@ class TokenOut(msgspec.Struct, frozen=True, kw_only=True):
     """Whole prompt (entry 0 is None), on the output that carries the first token; else empty."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache (constant for a sequence)."""
+    started_s: float | None = None
+    """When the sequence first left the queue, time.monotonic(); None while it has not."""
+    preemptions: int = 0
+    """How often it was put back to wait so far."""
     finish: Finish | None = None
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+STEP_TOKEN_EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper bounds, in tokens, of the classes of EngineStats.step_tokens; one more class is for all above."""
+
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at one moment. `*_total` only grow; seconds are summed over all steps since the start."""
@@ -13,7 +16,16 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int = 0
     blocks_free: int = 0
     block_size: int = 16
+    max_adapters: int = 0
+    """Different LoRA adapters that one step may have; 0 without --enable-lora."""
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
+    """Names, each once."""
     steps_total: int = 0
+    step_tokens_total: int = 0
+    """Tokens that all steps computed, prompts and answers."""
+    step_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKEN_EDGES) + 1)
+    """How many steps computed at most that many tokens and more than the edge before."""
     prompt_tokens_total: int = 0
     """Prompt tokens computed (not those from the prefix cache)."""
     generation_tokens_total: int = 0
@@ -44,3 +56,8 @@ class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str
     n: int = 1
     max_tokens: int | None = None
+    started_s: float | None = None
+    """When it first left the queue."""
+    cached_tokens: int = 0
+    """Of the prompt, from the prefix cache."""
+    preemptions: int = 0

@@ -138,7 +138,9 @@ def test_counters_and_gauges():
     world.drain()
     stats = world.engine.stats()
     assert (stats.prompt_tokens_total, stats.generation_tokens_total) == (10, 5)
-    assert stats.steps_total == 5
+    assert stats.steps_total == sum(stats.step_tokens) == 5
+    assert stats.step_tokens[:3] == (4, 0, 1), "four steps of one token, one of ten"
+    assert stats.step_tokens_total == 14
     assert min(stats.schedule_s, stats.arrays_s, stats.forward_s, stats.sample_s, stats.commit_s) > 0
 
 
@@ -149,12 +151,23 @@ def test_recomputed_and_cached_prompt_tokens_are_not_counted_again():
     world.drain()
     stats = world.engine.stats()
     assert stats.preemptions_total > 0
+    assert sum(outs[-1].preemptions for outs in world.outs.values()) == stats.preemptions_total
     assert stats.prompt_tokens_total == 35
     world.submit("again", [0, 1, 2, 3, 4, 5, 6], max_tokens=1)
     world.drain()
     hit = world.outs["again"][0].cached_tokens
     assert hit in (0, 4)
     assert world.engine.stats().prompt_tokens_total == 35 + 7 - hit
+
+
+def test_a_sequence_knows_when_it_left_the_queue():
+    world = World(blocks=4, block_size=4, max_num_seqs=1)
+    world.submit("a", [1, 2, 3], max_tokens=4)
+    world.submit("b", [4, 5, 6], max_tokens=2)
+    world.drain()
+    first, second = world.outs["a"], world.outs["b"]
+    assert len({out.started_s for out in first}) == 1
+    assert second[0].started_s > first[0].started_s
 
 
 def bounds(**kw) -> Admission:

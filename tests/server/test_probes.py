@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import pytest
+from fake_service import FakeService
 from prometheus_client.parser import text_string_to_metric_families
 
 import octavo
@@ -13,6 +15,7 @@ from octavo.server.app import build_app
 from octavo.server.document import ENTRIES, openapi
 from octavo.server.metrics import Metrics, token_buckets
 from octavo.server.settings import ServerSettings
+from octavo.types.stats import EngineStats, RequestTimes
 
 
 def test_health_follows_the_service(client: Any) -> None:
@@ -169,8 +172,60 @@ def test_every_metric_of_the_list_is_there(client: Any) -> None:
         "prefix_cache_hits_total", "request_success_total", "request_time_per_output_token_seconds_bucket",
         "request_prefill_time_seconds_bucket", "request_decode_time_seconds_bucket",
         "request_inference_time_seconds_bucket", "request_params_n_bucket",
+        "request_queue_time_seconds_bucket",
+        "request_num_preemptions_bucket", "request_prefill_kv_computed_tokens_bucket",
+        "iteration_tokens_total_bucket", "engine_sleep_state", "prompt_tokens_by_source_total",
+        "prompt_tokens_cached_by_source_total", "external_prefix_cache_hits_total", "mm_cache_queries_total",
+        "admission_rejections_total",
     ):  # fmt: skip
         assert f"vllm:{name}" in text, name
+
+
+def test_metrics_of_adapters_and_steps(client: Any) -> None:
+    stats = EngineStats(
+        prompt_tokens_total=30,
+        prefix_hit_tokens_total=12,
+        step_tokens=(1, 2, *(0,) * 11, 1),
+        step_tokens_total=20_017,
+    )
+    client.fake.stats = lambda: stats
+    text = client.get("/metrics").text
+    assert "lora_requests_info" not in text, "without --enable-lora there is no such series"
+    steps = [line for line in text.splitlines() if line.startswith("vllm:iteration_tokens_total")]
+    assert [line.rsplit(" ", 1)[1] for line in steps[:3]] == ["1.0", "3.0", "3.0"]
+    assert steps[-3].endswith(" 4.0"), "the last bucket holds everything"
+    assert {line.rsplit(" ", 1)[1] for line in steps[-2:]} == {"4.0", "20017.0"}
+    assert [
+        line.rsplit(" ", 1)[1]
+        for line in text.splitlines()
+        if line.startswith("vllm:prompt_tokens_by_source")
+    ] == ["30.0", "12.0", "0.0"]
+    tuned = EngineStats(max_adapters=8, running_adapters=("sql", "poem"), waiting_adapters=("law",))
+    client.fake.stats = lambda: tuned
+    labels, value = samples(client.get("/metrics").text)["vllm:lora_requests_info"]
+    assert labels["max_lora"] == "8"
+    assert labels["running_lora_adapters"] == "sql,poem"
+    assert labels["waiting_lora_adapters"] == "law"
+    assert abs(value - time.time()) < 60
+
+
+def test_times_of_a_request_begin_when_it_left_the_queue() -> None:
+    metrics = Metrics()
+    metrics.watch(FakeService(), "m")
+    metrics.on_finish(
+        RequestTimes(
+            arrival_s=10.0, started_s=12.0, first_token_s=15.0, last_token_s=19.0, prompt_tokens=9,
+            cached_tokens=4, output_tokens=3, preemptions=2, finish_reason="stop",
+        )
+    )  # fmt: skip
+    seen = samples(metrics.render().decode())
+    sums = {
+        "request_queue_time_seconds": 2.0, "request_prefill_time_seconds": 3.0,
+        "request_inference_time_seconds": 7.0, "request_decode_time_seconds": 4.0,
+        "e2e_request_latency_seconds": 9.0, "time_to_first_token_seconds": 5.0,
+        "request_prefill_kv_computed_tokens": 5.0, "request_num_preemptions": 2.0,
+    }  # fmt: skip
+    assert {name: seen[f"vllm:{name}_sum"][1] for name in sums} == sums
 
 
 def test_metrics_prefix_and_forgetting() -> None:
@@ -238,6 +293,12 @@ def test_log_of_requests_never_holds_the_text(client: Any, caplog: Any) -> None:
     client.chat(messages=[{"role": "user", "content": "canary-1"}])
     assert "canary" not in caplog.text
     client.settings["enable_log_requests"] = True
-    client.chat(messages=[{"role": "user", "content": "canary-2"}], temperature=0.25)
+    client.chat(
+        messages=[{"role": "user", "content": "canary-2"}],
+        temperature=0.25,
+        stop=["canary-3"],
+        structured_outputs={"choice": ["canary-4"]},
+    )
     assert "temperature=0.25" in caplog.text
+    assert "stop, structured_outputs" in caplog.text
     assert "canary" not in caplog.text
