@@ -51,6 +51,7 @@ def _places(command: str, positionals: Sequence[str], *, dummy: bool) -> tuple[s
 
 
 def _quantize(source: str, target: str, given: dict[str, Any]) -> Report | Written:
+    from octavo.convert.calibrate import calibrate
     from octavo.convert.compressed import quantize, scheme_of
     from octavo.convert.ggml_types import MIXES
     from octavo.weights.hub import resolve_model
@@ -62,7 +63,17 @@ def _quantize(source: str, target: str, given: dict[str, Any]) -> Report | Writt
         return _convert(source, target, {"outtype": name})
     scheme = scheme_of(name, given.get("group_size"))
     path = _new_folder(target)
+    calibrated = name.lower() == "gptq"
+    if calibrated != ("text" in given) or ("act_order" in given and not calibrated):
+        raise UsageError(
+            "octavo quantize --scheme gptq takes --text FILE and perhaps --act-order; other schemes do not.",
+            hint="Give a text like those that the model is for.",
+        )
     with _Progress(quiet=not sys.stderr.isatty()) as on_bytes:
+        if calibrated:
+            text = Path(given["text"]).expanduser()
+            order = bool(given.get("act_order"))
+            return calibrate(resolve_model(source), path, scheme, text, act_order=order, on_bytes=on_bytes)
         return quantize(resolve_model(source), path, scheme, on_bytes)
 
 

@@ -28,9 +28,11 @@ QUANTIZE: tuple[Flag, ...] = (
         "scheme",
         "str",
         "cli.scheme",
-        "int4 (w4a16), int8 (w8a16) or w8a8, written as compressed-tensors; or an --outtype of octavo "
+        "int4 (w4a16), int8 (w8a16), w8a8 or gptq, written as compressed-tensors; or an --outtype of octavo "
         "convert such as q4_k_m, written as GGUF.",
     ),
+    Flag("text", "str", "cli.text", "A file of plain text that gptq chooses its codes by."),
+    Flag("act-order", "bool", "cli.act_order", "gptq: columns with the largest inputs are rounded first."),
     Flag(
         "group-size", "int", "cli.group_size", "Columns that share a scale (128); -1: whole rows.", least=-1
     ),

@@ -24,7 +24,7 @@ _USAGE = {
     "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
     "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
-    "quantize": "octavo quantize SRC DST --scheme int4|int8|w4a16|w8a16|w8a8 [--group-size N]",
+    "quantize": "octavo quantize SRC DST --scheme int4|int8|w8a8|gptq [--text FILE] [--group-size N]",
     "inspect": "octavo inspect MODEL [--json] [--max-model-len N] [--quantization NAME] [--flag value ...]",
     "collect-env": "octavo collect-env",
 }

@@ -43,6 +43,7 @@ class Scheme:
 
 
 SCHEMES: dict[str, Scheme] = {
+    "gptq": Scheme(4, "pack-quantized", 128),
     "w4a16": Scheme(4, "pack-quantized", 128),
     "w8a16": Scheme(8, "pack-quantized", 128),
     "w8a8": Scheme(8, "int-quantized", None, inputs=True),
@@ -79,12 +80,12 @@ def quantize(
     """
     raw, arch = plain_model(folder)
     checkpoint = open_checkpoint(folder)
-    linear = _linear(declare(arch), set(checkpoint.names()))
-    for name in linear:
-        _check(checkpoint, name, scheme)
+    matrices = linear(declare(arch), set(checkpoint.names()))
+    for name in matrices:
+        check(checkpoint, name, scheme)
     pieces: list[Piece] = []
     for name in checkpoint.names():
-        pieces += _rounded(checkpoint, name, scheme) if name in linear else [plain(checkpoint, name)]
+        pieces += rounded(checkpoint, name, scheme) if name in matrices else [plain(checkpoint, name)]
     with new_folder(target) as made:
         copy_text(folder, made)
         config = {key: value for key, value in raw.items() if key != "quantization_config"}
@@ -93,11 +94,14 @@ def quantize(
     return Written(target, written.nbytes, written.tensors, written.types)
 
 
-def config_of(scheme: Scheme) -> dict[str, Any]:
-    """config.json's quantization_config, as the compressed-tensors library writes it."""
+def config_of(scheme: Scheme, act_order: str | None = None) -> dict[str, Any]:
+    """config.json's quantization_config, as the compressed-tensors library writes it. `act_order`: whether
+    columns were rounded in another order ("weight": groups stand where they stood).
+    """
     weights = _arguments(
         scheme.bits, "channel" if scheme.group is None else "group", scheme.group, False, "memoryless_minmax"
     )
+    weights["actorder"] = act_order
     inputs = _arguments(8, "token", None, True, None) if scheme.inputs else None
     return {
         "config_groups": {
@@ -140,7 +144,7 @@ def _arguments(
     }
 
 
-def _linear(model: Decoder, present: set[str]) -> set[str]:
+def linear(model: Decoder, present: set[str]) -> set[str]:
     """The tensors that are matrices of linear modules; not the output matrix, nor a router."""
     found = set()
     for _, param in model.named_params():
@@ -159,7 +163,8 @@ def _linear(model: Decoder, present: set[str]) -> set[str]:
     return found
 
 
-def _check(checkpoint: Checkpoint, name: str, scheme: Scheme) -> None:
+def check(checkpoint: Checkpoint, name: str, scheme: Scheme) -> None:
+    """Refuse, as CheckpointError or ConfigError, a tensor that the scheme cannot hold."""
     dtype, shape = checkpoint.described(name)
     if len(shape) != 2 or dtype not in FLOATS:
         raise CheckpointError(f"Tensor {name} is {dtype} {list(shape)}, expected a matrix of floats.")
@@ -182,7 +187,7 @@ def plain(checkpoint: Checkpoint, name: str) -> Piece:
     return Piece(name, dtype, shape, chunks)
 
 
-def _rounded(checkpoint: Checkpoint, name: str, scheme: Scheme) -> list[Piece]:
+def rounded(checkpoint: Checkpoint, name: str, scheme: Scheme) -> list[Piece]:
     """The tensors that stand for a matrix: codes, scales and, where they are packed, the shape."""
     stem = name.removesuffix(".weight")
     dtype, (rows, cols) = checkpoint.described(name)
@@ -213,7 +218,34 @@ def _rounded(checkpoint: Checkpoint, name: str, scheme: Scheme) -> list[Piece]:
             Piece(name, "int8", (rows, cols), codes),
             Piece(f"{stem}.weight_scale", dtype, (rows, 1), scales),
         ]
-    words = -(-cols * scheme.bits // 32)
+    return _packed_pieces(stem, dtype, rows, cols, scheme, codes, scales)
+
+
+def packed_pieces(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    scheme: Scheme,
+    codes: Callable[[], NDArray[Any]],
+    scales: Callable[[], NDArray[Any]],
+) -> list[Piece]:
+    """The tensors that stand for a matrix whose codes (signed, [rows, cols]) and scales are there."""
+    stem, (rows, cols) = name.removesuffix(".weight"), shape
+    words = lambda: iter([_packed(codes(), scheme.bits)])  # noqa: E731
+    return _packed_pieces(stem, dtype, rows, cols, scheme, words, lambda: iter([scales()]))
+
+
+def _packed_pieces(
+    stem: str,
+    dtype: str,
+    rows: int,
+    cols: int,
+    scheme: Scheme,
+    codes: Callable[[], Iterator[NDArray[Any]]],
+    scales: Callable[[], Iterator[NDArray[Any]]],
+) -> list[Piece]:
+    """Codes in words, scales, and the shape."""
+    words, groups = -(-cols * scheme.bits // 32), cols // (scheme.group or cols)
     shape = partial(iter, [np.array([rows, cols], np.int64)])
     return [
         Piece(f"{stem}.weight_packed", "int32", (rows, words), codes),
@@ -237,7 +269,12 @@ def _codes(
     codes = np.clip(np.rint(x * inverse[..., None]), low, high).reshape(rows, cols)
     if scheme.format == "int-quantized":
         return codes.astype(np.int8), scale.data
-    unsigned = (codes + (1 << (scheme.bits - 1))).astype(np.uint8)
-    packed = pack4(unsigned) if scheme.bits == 4 else unsigned
+    return _packed(codes, scheme.bits), scale.data
+
+
+def _packed(codes: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Signed codes of 4 or 8 bits in words of 32."""
+    unsigned = (codes.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    packed = pack4(unsigned) if bits == 4 else unsigned
     packed = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
-    return np.ascontiguousarray(packed).view("<i4"), scale.data
+    return np.ascontiguousarray(packed).view("<i4")

@@ -114,7 +114,7 @@ def test_logits_stay_near(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--scheme", "int5"], "there is no 'int5'. There are: int4, int8, w4a16, w8a16, w8a8"),
+        (["--scheme", "int5"], "there is no 'int5'. There are: int4, int8, gptq, w4a16, w8a16, w8a8"),
         (["--scheme", "w4a16"], "96 columns, which groups of 128 do not divide. Use --group-size 32"),
         (["--scheme", "w8a8", "--group-size", "32"], "one scale for each row"),
         (["--scheme", "int4", "--group-size", "12"], "a multiple of 8"),
