@@ -15,7 +15,7 @@ from starlette.routing import Route
 import octavo
 from octavo.server.anthropic.replies import MessageEvent, MessageReply, TokenCount
 from octavo.server.anthropic.requests import CountRequest, MessagesRequest
-from octavo.server.errors import AnthropicError, ErrorBody
+from octavo.server.errors import ErrorInfo, shape_of
 from octavo.server.legacy import GenerateReply, GenerateRequest
 from octavo.server.ollama import bodies as ollama
 from octavo.server.ollama.render import NDJSON
@@ -55,7 +55,6 @@ class Entry(msgspec.Struct, frozen=True):
     """The data lines of its stream, where it has one."""
     lines: str = "text/event-stream"
     """The type of the stream."""
-    error: type = ErrorBody
 
 
 ENTRIES = (
@@ -80,7 +79,6 @@ ENTRIES = (
         MessagesRequest,
         MessageReply,
         MessageEvent,
-        error=AnthropicError,
     ),
     Entry(
         "post",
@@ -88,7 +86,6 @@ ENTRIES = (
         "How many tokens a chat would have",
         CountRequest,
         TokenCount,
-        error=AnthropicError,
     ),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
@@ -155,7 +152,7 @@ ENTRIES = (
 
 def openapi(root_path: str = "") -> dict[str, Any]:
     """The whole OpenAPI 3.1 document; `root_path` is where a proxy mounts the server."""
-    named = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk, e.error) if kind is not None]
+    named = [kind for e in ENTRIES for kind in (e.request, e.reply, e.chunk, _error(e)) if kind is not None]
     kinds = [part for kind in named for part in getattr(kind, "__args__", (kind,))]
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
@@ -189,7 +186,7 @@ def _operation(entry: Entry) -> dict[str, Any]:
         content[entry.lines] = {"schema": _ref(entry.chunk)}
     if content:
         good["content"] = content
-    bad = {"description": "Error", "content": {"application/json": {"schema": _ref(entry.error)}}}
+    bad = {"description": "Error", "content": {"application/json": {"schema": _ref(_error(entry))}}}
     name = f"{entry.method}_{entry.path.strip('/').replace('/', '_').replace('.', '_') or 'root'}"
     made: dict[str, Any] = {
         "summary": entry.summary,
@@ -204,6 +201,11 @@ def _operation(entry: Entry) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     return made
+
+
+def _error(entry: Entry) -> type:
+    """What errors of a route look like."""
+    return type(shape_of(entry.path)(ErrorInfo("", "", None, 400))[1])
 
 
 def _ref(kind: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import random
 from typing import Any
 
 import httpx
@@ -11,9 +13,11 @@ from fake_service import FakeService
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.server.anthropic.requests import MessagesRequest
 from octavo.server.app import build_app
 from octavo.server.legacy import GenerateRequest
 from octavo.server.openai.requests import ChatRequest, CompletionRequest
+from octavo.server.openai.responses.requests import ResponsesRequest
 from octavo.server.settings import ServerSettings
 from octavo.server.tokens import DetokenizeRequest, TokenizeRequest
 from octavo.types.sampling import SamplingParams
@@ -47,6 +51,14 @@ ROUTES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         (*GenerateRequest.__struct_fields__, *SamplingParams.__struct_fields__),
         {"prompt": "x", "max_tokens": 3},
     ),
+    "/v1/responses": (
+        tuple(n for n in ResponsesRequest.__struct_fields__ if n not in ("background", "input")),
+        {"input": "x", "max_output_tokens": 3},
+    ),
+    "/v1/messages": (
+        MessagesRequest.__struct_fields__,
+        {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3},
+    ),
     "/tokenize": (TokenizeRequest.__struct_fields__, {"prompt": "x"}),
     "/detokenize": (DetokenizeRequest.__struct_fields__, {"tokens": [1]}),
 }
@@ -72,7 +84,7 @@ def check(response: httpx.Response, fake: FakeService) -> None:
         return
     assert 400 <= response.status_code < 500, response.text
     error = response.json()["error"]
-    assert error["code"] == response.status_code
+    assert error.get("code", response.status_code) == response.status_code
     assert error["message"]
 
 
@@ -95,6 +107,101 @@ def test_odd_bodies(path: str, body: Any) -> None:
     else:
         response, fake = post(path, json=body)
     check(response, fake)
+
+
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+DEEP: dict[str, dict[str, Any]] = {
+    "/v1/responses": {
+        "max_output_tokens": 3,
+        "input": [
+            {"role": "developer", "content": [{"type": "input_text", "text": "x"}]},
+            {
+                "type": "reasoning",
+                "id": "r",
+                "summary": [{"type": "summary_text", "text": "x"}],
+                "content": [],
+            },
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x"}]},
+            {"role": "user", "content": "x"},
+        ],
+        "tools": [TOOL],
+        "tool_choice": {
+            "type": "allowed_tools",
+            "mode": "auto",
+            "tools": [{"type": "function", "name": "f"}],
+        },
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+        "reasoning": {"effort": "low"},
+    },
+    "/v1/messages": {
+        "max_tokens": 3,
+        "system": [{"type": "text", "text": "x"}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "x"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "x", "signature": "x"},
+                    {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}]},
+                    {"type": "document", "source": {"type": "text", "data": "x"}, "title": "x"},
+                    {"type": "search_result", "content": [{"type": "text", "text": "x"}]},
+                ],
+            },
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "tool", "name": "f"},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    },
+}
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) within a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in pairs for place in [(value, key), *places(inner)]]
+
+
+def spoilt(body: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A copy with one to three values anywhere in it replaced or taken away."""
+    body = copy.deepcopy(body)
+    for _ in range(rng.randint(1, 3)):
+        found = places(body)
+        if not found:
+            break
+        container, key = rng.choice(found)
+        if rng.random() < 0.7:
+            container[key] = copy.deepcopy(rng.choice(ODD))
+        else:
+            del container[key]
+    return body
+
+
+@pytest.mark.parametrize("path", list(DEEP))
+def test_odd_values_anywhere(path: str) -> None:
+    rng = random.Random(path)
+    fake = FakeService("ab")
+    app = build_app(fake, ServerSettings(max_stored_responses=10))
+
+    async def go() -> int:
+        good = 0
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for _ in range(400):
+                response = await asyncio.wait_for(client.post(path, json=spoilt(DEEP[path], rng)), 10)
+                check(response, fake)
+                good += response.status_code == 200
+        return good
+
+    assert 20 < asyncio.run(go()) < 380
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

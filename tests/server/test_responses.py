@@ -163,6 +163,13 @@ def test_logprobs(client: Any) -> None:
     assert streamed == logprobs
 
 
+def test_logprobs_of_text_that_came_late(client: Any) -> None:
+    client.fake.says = "Hé"
+    reply = ask(client, include=["message.output_text.logprobs"]).json()
+    tokens = reply["output"][0]["content"][0]["logprobs"]
+    assert [entry["token"] for entry in tokens] == ["H", "", "é"]
+
+
 def test_what_was_asked_becomes_a_job(client: Any) -> None:
     items = [
         {"role": "developer", "content": "Be kind."},
@@ -259,6 +266,9 @@ BAD: list[dict[str, Any]] = [
     *({"top_logprobs": v} for v in (-1, 21, "x")),
     *({"text": {"format": f}} for f in ({"type": "xml"}, {"type": "json_schema"})),
     {"include": ["everything"]},
+    {"input": [{"type": [], "role": "user", "content": "x"}]},
+    {"tools": [TOOL], "tool_choice": {"type": "function", "name": []}},
+    {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"name": []}]}},
     {"structured_outputs": {"regex": "a", "choice": ["b"]}},
     {"structured_outputs": {"regexp": "a"}},
     {"background": True, "store": False},

@@ -40,12 +40,13 @@ def _kept(item: Item, where: str, find: Find) -> Item:
                 param=f"{where}.id",
             )
         return found
-    make = {
+    makers = {
         "message": _message,
         "function_call": _call,
         "function_call_output": _call_output,
         "reasoning": _reasoning,
-    }.get(kind)
+    }
+    make = makers.get(kind) if isinstance(kind, str) else None
     if make is None:
         shown = kind if isinstance(kind, str) else type(kind).__name__
         raise BadRequest(

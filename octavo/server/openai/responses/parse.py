@@ -128,7 +128,7 @@ def choose(body: ResponsesRequest, tools: list[dict[str, Any]]) -> tuple[str, st
     choice = body.tool_choice
     if choice is None or choice in ("auto", "none"):
         return str(choice or "auto"), "", tools
-    known = {tool["name"] for tool in tools}
+    known = [tool["name"] for tool in tools]
     if choice == "required":
         if not tools:
             raise BadRequest("tool_choice is 'required', but there are no tools.", param="tool_choice")
@@ -148,9 +148,8 @@ def choose(body: ResponsesRequest, tools: list[dict[str, Any]]) -> tuple[str, st
 def _allowed(choice: dict[str, Any], tools: list[dict[str, Any]]) -> tuple[str, str, list[dict[str, Any]]]:
     """A choice among some of the tools."""
     listed = choice.get("tools")
-    names = (
-        {tool.get("name") for tool in listed if isinstance(tool, dict)} if isinstance(listed, list) else {}
-    )
+    given = listed if isinstance(listed, list) else []
+    names = [tool.get("name") for tool in given if isinstance(tool, dict)]
     left = [tool for tool in tools if tool["name"] in names]
     mode = choice.get("mode")
     if mode not in ("auto", "required") or not left:

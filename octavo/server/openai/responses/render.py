@@ -69,6 +69,8 @@ class Renderer:
         """From a call's index to its place in the output."""
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._unspent: list[TokenLogprob] = []
+        """Of tokens whose text is still to come."""
         self._reasoning_tokens = 0
         self._decode = decode
         self._tokens: list[int] = []
@@ -92,10 +94,14 @@ class Renderer:
         self._reasoning_tokens += event.reasoning_tokens
         if self._decode is not None:
             self._tokens.extend(event.tokens)
+        if self._speller is not None and event.logprobs:
+            self._unspent += chat_logprobs(event.logprobs, self._top, self._speller).content or ()
         if event.reasoning and self._reasoning:
             self._think(event.reasoning)
         if event.text:
-            self._say(event)
+            self._say(event.text)
+        if event.text or event.reasoning or event.calls:
+            self._unspent = []
         for piece in event.calls:
             self._call(piece)
 
@@ -150,15 +156,12 @@ class Renderer:
         self._pieces.append(text)
         self._text_event(f"response.{_THOUGHT}.delta", delta=text)
 
-    def _say(self, event: Event) -> None:
+    def _say(self, text: str) -> None:
         if not isinstance(self._open, OutputMessage):
             self._start_message()
-        self._pieces.append(event.text)
-        logprobs: list[TokenLogprob] = []
-        if self._speller is not None and event.logprobs:
-            logprobs = chat_logprobs(event.logprobs, self._top, self._speller).content or []
-            self._logprobs.extend(logprobs)
-        self._text_event(f"response.{_TEXT}.delta", delta=event.text, logprobs=logprobs)
+        self._pieces.append(text)
+        self._logprobs += self._unspent
+        self._text_event(f"response.{_TEXT}.delta", delta=text, logprobs=self._unspent)
 
     def _call(self, piece: CallPiece) -> None:
         place = self._calls.get(piece.index)
