@@ -47,11 +47,11 @@ constexpr size_t block_bytes_of(Format f) { return static_cast<size_t>(block_of(
 // What is added to scale * code in a group: nothing, -scale * zero, or a minimum.
 enum class Offset : int { none = 0, zero = 1, minimum = 2 };
 
-// The table of a matrix, whole numbers: as float32, and as digits -128 .. 127 (plus 128) to the base 256, the most
-// significant last. One digit is enough for lut4.
+// The table of a matrix, whole numbers: as float32, and as digits -128 .. 127 (plus 128). lut4: one is the number.
+// lut4_wide: the number / 256, rounded, is 256 high + low; what is lost is far below the rounding of int8 inputs.
 struct Table {
   float values[16];
-  uint8_t bytes[3][16];
+  uint8_t one[16], low[16], high[16];
 };
 
 // How the inputs of an int8 product are rounded: a scale for each block (largest / 127); or, as W8A8 checkpoints have
@@ -110,7 +110,7 @@ struct PackedMatrix {
 struct QuantizedRows {
   int8_t* codes;    // panels of [blocks * quads of a block, rows, 4 columns], zero-padded
   float* scales;    // panels of [blocks, rows]
-  float* sums;      // the same: scale * sum of the codes
+  float* sums;      // panels of [groups of the weights, rows], a panel's first where its scales are: of scale * code
   int32_t* biases;  // the same: what the sum of products starts from, see quantize_row
   float* zeros;     // [n]: scale * zero of a row, which every column has too much
   int64_t blocks, n;

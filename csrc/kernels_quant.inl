@@ -62,31 +62,45 @@ struct QuantTask {
   int lines, head_lines;  // and these many a header
 };
 
-// The whole sums of one block for M rows and W tiles, as float32; codes with more digits than one go once through
-// for each.
+// The whole sums of one block for M rows and W tiles, as float32. Entries of two digits give two whole sums.
 template <int M, int W, Format F>
 inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, size_t stride, const Bytes* tables,
                        Vec* sums) {
   constexpr Dot kind = F == Format::int8_full ? Dot::full : is_table(F) || bits_of(F) == 8 ? Dot::wide : Dot::plain;
+  constexpr bool two = F == Format::lut4_wide;
   const int8_t* codes = x.codes + at * block_of(F);
   const int32_t* biases = x.biases + at;
-  for (int digit = F == Format::lut4_wide ? 2 : 0; digit >= 0; --digit) {
-    Ints s[M * W];
-    for (int i = 0; i < M * W; ++i) s[i] = ints(biases[i / W]);
-    each_quad<W, F>(p, stride, [&](int q, Bytes* c) {
-      if constexpr (is_table(F))
-        for (int t = 0; t < W; ++t) c[t] = lookup(tables[digit], c[t]);
-      for (int i = 0; i < M * W; ++i) s[i] = product<kind, (W > 1)>(s[i], c[i % W], codes + (q * M + i / W) * 4);
-    });
-    for (int i = 0; i < M * W; ++i)
-      sums[i] = F == Format::lut4_wide && digit < 2 ? fma(sums[i], set1(256.0f), to_float(s[i])) : to_float(s[i]);
+  Ints s[M * W], high[two ? M * W : 1];
+  for (int i = 0; i < M * W; ++i) s[i] = ints(biases[i / W]);
+  if constexpr (two)
+    for (int i = 0; i < M * W; ++i) high[i] = s[i];
+  each_quad<W, F>(p, stride, [&](int q, const Bytes* c) {
+    Bytes numbers[W], highs[two ? W : 1];
+    for (int t = 0; t < W; ++t) {
+      numbers[t] = is_table(F) ? lookup(tables[0], c[t]) : c[t];
+      if constexpr (two) highs[t] = lookup(tables[1], c[t]);
+    }
+    for (int i = 0; i < M * W; ++i) {
+      const int8_t* four = codes + (q * M + i / W) * 4;
+      s[i] = product<kind, (W > 1 || two)>(s[i], numbers[i % W], four);
+      if constexpr (two) high[i] = product<kind, true>(high[i], highs[i % W], four);
+    }
+  });
+  for (int i = 0; i < M * W; ++i) {
+    sums[i] = to_float(s[i]);
+    if constexpr (two) sums[i] = fma(to_float(high[i]), set1(256.0f), sums[i]);
   }
 }
 
-// Short: every block has a scale of its own; nothing is summed up under a scale.
+// The formats whose groups are mostly one block: every block is added under its scale at once.
+template <Format F>
+constexpr bool kSmallGroups = F == Format::int5 || F == Format::int6 || block_of(F) == 16;
+
+// Short: a group is one block; nothing is summed up under a scale.
 template <int M, int W, Format F, bool Short>
 __attribute__((noinline)) void quant_tile(const QuantTask& task) {
   constexpr auto block_bytes = static_cast<int>(block_bytes_of(F));
+  constexpr bool at_once = Short || kSmallGroups<F>, two = F == Format::lut4_wide;
   const PackedMatrix& w = task.a.weight;
   const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(task.tile) * w.tile_bytes();
   const QuantizedRows x = task.a.x_int8;
@@ -95,34 +109,44 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
   Ahead ahead = task.ahead;
   const int lines = M <= 2 || M > kPanel ? block_bytes / 64 : task.lines, head_lines = task.head_lines;
   const bool offset = w.offset != Offset::none;
-  Bytes tables[3] = {};
-  if constexpr (is_table(F))
-    for (int digit = 0; digit < 3; ++digit) tables[digit] = repeat16(w.table->bytes[digit]);
+  const float* totals = x.sums + first;
+  Bytes tables[2] = {};
+  if constexpr (is_table(F)) tables[0] = repeat16(two ? w.table->low : w.table->one);
+  if constexpr (two) tables[1] = repeat16(w.table->high);
   Vec y[M * W];
   for (Vec& v : y) v = zero();
   each_group(w, data, [&](const uint8_t* header, int g, int64_t b, int64_t end, const uint8_t* p) {
     if (g == 0) ahead.fetch<W == 1>(head_lines, 64 * head_lines);
-    Vec group[M * W], total = zero();  // of the activations: one lane a row, at most sixteen
+    GroupHead heads[W];
+    const auto read_heads = [&] {
+      for (int t = 0; t < W; ++t) {
+        heads[t] = group_head(w, header + stride * t, g);
+        if constexpr (two) heads[t].scale = heads[t].scale * set1(256.0f);
+      }
+    };
+    if constexpr (at_once && !Short) read_heads();
+    Vec group[at_once ? 1 : M * W];
     for (Vec& v : group) v = zero();
     do {
       ahead.fetch<W == 1>(lines, 64 * lines);
       const int64_t at = first + b * M;
       Vec sums[M * W];
       block_sums<M, W, F>(x, at, p, stride, tables, sums);
+      if constexpr (Short) read_heads();
       for (int i = 0; i < M * W; ++i) {
         const Vec scale = set1(x.scales[at + i / W]);
-        group[i] = Short ? sums[i] * scale : fma(sums[i], scale, group[i]);
+        if constexpr (at_once) y[i] = fma(sums[i] * scale, heads[i % W].scale, y[i]);
+        else group[i] = fma(sums[i], scale, group[i]);
       }
-      if (offset) total = total + load(x.sums + at);
       p += block_bytes;
     } while (!Short && ++b < end);
-    GroupHead heads[W];
-    for (int t = 0; t < W; ++t) heads[t] = group_head(w, header + stride * t, g);
-    for (int i = 0; i < M * W; ++i) y[i] = fma(group[i], heads[i % W].scale, y[i]);
+    if constexpr (!at_once) {
+      read_heads();
+      for (int i = 0; i < M * W; ++i) y[i] = fma(group[i], heads[i % W].scale, y[i]);
+    }
     if (!offset) return;
-    float totals[kLanes];
-    store(totals, total);
     for (int i = 0; i < M * W; ++i) y[i] = fma(heads[i % W].offset, set1(totals[i / W]), y[i]);
+    totals += M;
   });
   for (int t = 0; t < W; ++t) {
     Vec rows[M];
@@ -212,14 +236,15 @@ void quant_rows_float(const LinearArgs& a, int64_t row, int64_t tile) {
   }
 }
 
-// Tiles side by side for M rows: one or two rows wait for memory, which one stream of weights keeps busiest, and
-// there are not the registers for two tiles of many.
-template <int M>
-constexpr int kWidth = M > 2 && M <= kPanel ? kTiles : 1;
+// Tiles side by side for a number of rows: one or two rows wait for memory, which one stream of weights keeps busiest,
+// and there are not the registers for two tiles of many rows or of two sums each.
+constexpr int width_of(int64_t rows, Format f) {
+  return rows > 2 && rows <= kPanel && f != Format::lut4_wide ? kTiles : 1;
+}
 
 template <int M, Format F>
 void quant_format(const QuantTask& task) {
-  constexpr int W = kWidth<M>;
+  constexpr int W = width_of(M, F);
   if constexpr (F == Format::int8 && !kFullRange)
     if (task.a.weight.inputs != Inputs::block) return quant_tile<M, W, Format::int8_full, false>(task);
   if constexpr (kShort<F>)
@@ -259,7 +284,7 @@ void quant_rows(const QuantTask& task, int64_t rows) {
 // One panel reads its weights some blocks ahead of it; more of them share out the fetching of the next tiles.
 void quant_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
   const Panels panels(a.n);
-  const int width = panels.rows(0) > 2 && panels.rows(0) <= kPanel ? kTiles : 1;
+  const int width = width_of(panels.rows(0), a.weight.format);
   const size_t tile_bytes = a.weight.tile_bytes();
   const auto block_lines = static_cast<int64_t>(a.weight.block_bytes() / 64);
   const auto head_lines = static_cast<int64_t>(a.weight.header_bytes() / 64);
@@ -324,6 +349,9 @@ void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const Q
   out.zeros[row] = row_unit * row_zero;
   const Vec unit = set1(row_unit > 0 ? row_unit : 1.0f), middle = set1(row_zero);
   const auto code = [&](Vec v) { return max(set1(-128.0f), min(set1(127.0f), round(v / unit + middle))); };
+  const int64_t per_group = weight.group / block;
+  int64_t in_group = 0;
+  float group_sum = 0, *group = out.sums + first * out.blocks + row - first;
   for (int64_t b = 0; b < out.blocks; ++b) {
     const int left = static_cast<int>(std::min<int64_t>(block, n - b * block));
     const float* p = x + b * block;
@@ -348,7 +376,13 @@ void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const Q
     for (int q = 0; q < quads; ++q) std::memcpy(panel + q * rows * 4, codes + 4 * q, 4);
     const float total = sum(q0 + q1);
     out.scales[at] = scale;
-    out.sums[at] = total * scale;
+    group_sum += total * scale;
+    if (++in_group == per_group || b + 1 == out.blocks) {
+      *group = group_sum;
+      group += rows;
+      group_sum = 0;
+      in_group = 0;
+    }
     out.biases[at] = std::isfinite(total) ? -static_cast<int32_t>(total * bias) : 0;
   }
 }

@@ -13,7 +13,8 @@ namespace {
 bool seen_alike(const Weight& a, const Weight& b) {
   const PackedMatrix &p = a.packed(), &q = b.packed();
   return a.order().empty() && b.order().empty() && p.format == q.format && p.dtype == q.dtype && p.cols == q.cols &&
-         p.offset == q.offset && p.inputs == q.inputs && p.x_scale == q.x_scale && p.x_zero == q.x_zero;
+         p.offset == q.offset && p.group == q.group && p.inputs == q.inputs && p.x_scale == q.x_scale &&
+         p.x_zero == q.x_zero;
 }
 
 }  // namespace

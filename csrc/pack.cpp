@@ -156,12 +156,11 @@ Table table_of(const std::vector<float>& values) {
     if (!(values[i] >= -most && values[i] <= most) || values[i] != std::nearbyint(values[i]))
       fail("a table's entries must be whole numbers of three bytes");
     t.values[i] = values[i];
-    int64_t left = static_cast<int64_t>(values[i]);
-    for (auto& digits : t.bytes) {
-      const int64_t digit = ((left + 128) & 255) - 128;
-      digits[i] = static_cast<uint8_t>(digit + 128);
-      left = (left - digit) / 256;
-    }
+    const auto number = static_cast<int64_t>(values[i]), wide = static_cast<int64_t>(std::nearbyint(values[i] / 256));
+    const int64_t low = ((wide + 128) & 255) - 128;
+    t.one[i] = static_cast<uint8_t>(number + 128);
+    t.low[i] = static_cast<uint8_t>(low + 128);
+    t.high[i] = static_cast<uint8_t>((wide - low) / 256 + 128);
   }
   return t;
 }

@@ -25,7 +25,7 @@ from octavo.ops.contract import (
 )
 from octavo.ops.joining import pieces
 from octavo.ops.layouts import FLOATS, Dense, Experts, Layout, Online, bf16_to_f32, f32_to_bf16
-from octavo.ops.rounding import cache_codes, round_input
+from octavo.ops.rounding import cache_codes, round_input, round_table
 
 F32 = NDArray[Any]
 """A float32 array (NumPy's types lose the width in arithmetic, so the checker is told less)."""
@@ -213,10 +213,11 @@ class NumpyOps:
         return added
 
     def _times(self, x: F32, layout: Layout, bias: F32 | None) -> F32:
-        y = np.concatenate(
-            [round_input(x, part, self.precision) @ part.dequantize().T for part in pieces(layout)],
-            axis=1,
-        )
+        products = [
+            round_input(x, part, self.precision) @ round_table(part, self.precision).dequantize().T
+            for part in pieces(layout)
+        ]
+        y = np.concatenate(products, axis=1)
         return np.asarray(y if bias is None else y + bias, np.float32)
 
     def _product(self, x: F32, matrix: Dense) -> F32:

@@ -17,6 +17,7 @@ from octavo.ops.layouts import (
     Int4Group,
     Int8,
     Layout,
+    Lut4,
     Online,
     Stack,
     bf16_to_f32,
@@ -50,6 +51,13 @@ def round_input(x: F32, layout: Layout, precision: Precision) -> F32:
     out = np.empty_like(x)
     out[:, order[there]] = round_int8(stored, block)[:, there]
     return out
+
+
+def round_table(layout: Layout, precision: Precision) -> Layout:
+    """The matrix that products take: a table of 4-bit codes meets int8 inputs with entries of two bytes."""
+    if isinstance(layout, Lut4) and precision.quantized == "int8":
+        return layout.met_by_int8()
+    return layout
 
 
 def round_activation(x: F32, how: Activation) -> F32:

@@ -27,7 +27,7 @@ from octavo.ops.contract import (
 from octavo.ops.joining import pieces
 from octavo.ops.layouts import Dense, Experts, Layout
 from octavo.ops.reference import EIGHT_BITS, Model, inverse_frequencies, settled
-from octavo.ops.rounding import cache_codes, round_input
+from octavo.ops.rounding import cache_codes, round_input, round_table
 
 Tensor = Any
 """A torch.Tensor; torch is not there for the type checker."""
@@ -117,11 +117,16 @@ class TorchOps:
             return self.torch.nn.functional.linear(x, matrix, added)
         parts = pieces(quantized)
         outs = [
-            self.torch.nn.functional.linear(self._seen(x, part), rows)
+            self.torch.nn.functional.linear(self._seen(x, part), self._met(part, rows))
             for part, rows in zip(parts, matrix.split([part.shape[0] for part in parts]), strict=True)
         ]
         out = self.torch.cat(outs, dim=-1)
         return out if added is None else out + added
+
+    def _met(self, layout: Layout, rows: Tensor) -> Tensor:
+        """What its input meets of a matrix, whose numbers are `rows`."""
+        met = round_table(layout, self.precision)
+        return rows if met is layout else to_tensor(met)
 
     def _seen(self, x: Tensor, layout: Layout) -> Tensor:
         """What a matrix sees of its input."""

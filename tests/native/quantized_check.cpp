@@ -57,7 +57,7 @@ struct Codes {
     const auto all = static_cast<size_t>(n * m.blocks());
     codes.resize(all * static_cast<size_t>(m.block()));
     scales.resize(all);
-    sums.resize(all + 16);  // read by sixteens
+    sums.resize(all);
     biases.resize(all);
     zeros.resize(static_cast<size_t>(n));
     rows = {codes.data(), scales.data(), sums.data(), biases.data(), zeros.data(), m.blocks(), n};
@@ -210,10 +210,10 @@ void quantized_kernels(const Kernels* k) {
     const int number = i == 0 ? -128 : i == 15 ? 127 : pick(-128, 127);
     const int high = pick(-127, 127), middle = pick(-128, 127);
     bytes.values[i] = static_cast<float>(number);
-    wide.values[i] = static_cast<float>((high * 256 + middle) * 256 + number);
-    bytes.bytes[0][i] = wide.bytes[0][i] = static_cast<uint8_t>(number + 128);
-    wide.bytes[1][i] = static_cast<uint8_t>(middle + 128);
-    wide.bytes[2][i] = static_cast<uint8_t>(high + 128);
+    wide.values[i] = static_cast<float>((high * 256 + middle) * 256);
+    bytes.one[i] = static_cast<uint8_t>(number + 128);
+    wide.low[i] = static_cast<uint8_t>(middle + 128);
+    wide.high[i] = static_cast<uint8_t>(high + 128);
   }
   for (int f = 1; f < kFormats; ++f)
     for (const Offset offset : {Offset::none, Offset::zero, Offset::minimum}) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -61,6 +61,17 @@ class Lut4(Grouped):
             raise ValueError("a table of 4-bit codes with entries that are no numbers")
         power = math.floor(math.log2(127 * 65536 / largest))
         return tuple(np.rint(self.table.astype(np.float64) * 2.0**power).tolist()), 2.0**-power, 3
+
+    def met_by_int8(self) -> Lut4:
+        """The matrix as products with int8 inputs have it: of entries of 3 bytes the upper two, rounded.
+
+        That is off by less than 2**-15 of the largest entry, far less than the inputs' own rounding.
+        """
+        entries, factor, size = self.whole_table()
+        if size == 1:
+            return self
+        upper = np.rint(np.array(entries) / 256) * 256 * factor
+        return replace(self, table=upper.astype(np.float32))
 
 
 @dataclass(frozen=True)
