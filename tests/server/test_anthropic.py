@@ -233,6 +233,15 @@ def test_what_was_asked_becomes_a_job(client: Any) -> None:
     assert sampling.max_tokens == 512, "the context bounds it"
 
 
+def test_tools_that_may_not_be_called_can_be_hidden(client: Any) -> None:
+    ask(client, tools=[TOOL], tool_choice={"type": "none"}, stream=True)
+    client.settings["exclude_tools_when_none"] = True
+    ask(client, tools=[TOOL], tool_choice={"type": "none"})
+    shown, hidden = (job.chat for job in client.fake.jobs)
+    assert (bool(shown.tools), hidden.tools) == (True, None)
+    assert (shown.whole, hidden.whole) == (False, True), "calls come in pieces only where the answer does"
+
+
 def test_an_answer_begun_is_continued(client: Any) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
     assert ask(client, messages=turns, thinking={"type": "disabled"}).status_code == 200

@@ -226,6 +226,15 @@ def test_what_was_asked_becomes_a_job(client: Any) -> None:
     assert (told["metadata"], told["instructions"]) == ({"a": "b"}, "Be brief.")
 
 
+def test_tools_that_may_not_be_called_can_be_hidden(client: Any) -> None:
+    ask(client, tools=[TOOL], tool_choice="none", stream=True)
+    client.settings["exclude_tools_when_none"] = True
+    told = ask(client, tools=[TOOL], tool_choice="none").json()
+    shown, hidden = (job.chat for job in client.fake.jobs)
+    assert (bool(shown.tools), hidden.tools, len(told["tools"])) == (True, None, 1)
+    assert (shown.whole, hidden.whole) == (False, True), "calls come in pieces only where the answer does"
+
+
 def test_allowed_tools(client: Any) -> None:
     other = {"type": "function", "name": "other", "parameters": {}}
     choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]}

@@ -62,11 +62,13 @@ def prompt_of(body: CountRequest, settings: ServerSettings) -> Prompt:
     made = tuple(messages(body.messages, system_text(body.system)))
     tools = tuple(_tool(tool, f"tools.{i}") for i, tool in enumerate(body.tools or ()))
     choice, name = _choice(body, {tool["function"]["name"] for tool in tools})
+    hidden = choice == "none" and settings.exclude_tools_when_none
     begun = made[-1]["role"] == "assistant" and "tool_calls" not in made[-1]
     chat = ChatOptions(
-        tools=tools or None,
+        tools=None if hidden else tools or None,
         kwargs=_kwargs(body),
         parse=True,
+        whole=not getattr(body, "stream", None),
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use"),

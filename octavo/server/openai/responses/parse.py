@@ -33,14 +33,16 @@ def parse(body: ResponsesRequest, state: State, head: Head, salt: str, items: Se
     at_most("input", len(items), state.settings.max_messages, "items")
     tools = function_tools(body)
     choice, name, tools = choose(body, tools)
+    hidden = choice == "none" and state.settings.exclude_tools_when_none
     return Job(
         id=head.id,
         sampling=sampling(body, state),
         messages=tuple(messages(items, body.instructions)),
         chat=ChatOptions(
-            tools=tuple({"type": "function", "function": _inner(tool)} for tool in tools) or None,
+            tools=None if hidden else tuple(_shown(tool) for tool in tools) or None,
             kwargs=_kwargs(body),
             parse=True,
+            whole=not body.stream,
             tool_choice=choice,
             tool_name=name,
             parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -118,9 +120,10 @@ def function_tools(body: ResponsesRequest) -> list[dict[str, Any]]:
     return made
 
 
-def _inner(tool: dict[str, Any]) -> dict[str, Any]:
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool as chat templates know it."""
-    return {name: tool[name] for name in tool if name != "type" and tool[name] is not None}
+    inner = {name: tool[name] for name in tool if name != "type" and tool[name] is not None}
+    return {"type": "function", "function": inner}
 
 
 def choose(body: ResponsesRequest, tools: list[dict[str, Any]]) -> tuple[str, str, list[dict[str, Any]]]:
