@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from octavo.parsers.detect import thinking_state
-from octavo.parsers.forced import forced_schema
 from octavo.parsers.parser import Ask, ReplyFormat, ReplyParser
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.job import ChatOptions
@@ -36,17 +33,6 @@ class Replies:
             forced=forced,
         )
         return ReplyParser(self.form, ask), self._marks[bool(tools)]
-
-    def forced_form(self, chat: ChatOptions | None) -> dict[str, Any] | None:
-        """JSON Schema of a reply that must be a call; None when none must."""
-        if chat is None or not chat.parse or chat.tool_choice not in ("named", "required"):
-            return None
-        return forced_schema(chat.tools or (), chat.tool_name, one_call=not chat.parallel_tool_calls)
-
-    def ends_of_reasoning(self, prompt: str | None) -> tuple[str, ...]:
-        """Texts of which one ends the reasoning that `prompt` has opened; () when it has opened none."""
-        opened = self.form.reasoning is not None and thinking_state(self.form, prompt or "")
-        return self.form.reasoning.ends if self.form.reasoning is not None and opened else ()
 
 
 def _special(marks: tuple[str, ...], tokenizer: Tokenizer | None) -> frozenset[int]:

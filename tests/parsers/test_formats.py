@@ -6,13 +6,11 @@ import json
 import random
 import time
 
-import jsonschema
 import pytest
 from parser_replies import TEMPLATES, Reply, tools
 
 from octavo.errors import ConfigError
 from octavo.parsers.detect import reply_format, thinking_state
-from octavo.parsers.forced import forced_schema
 from octavo.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
 from octavo.parsers.parser import Ask, ReplyFormat
 
@@ -257,25 +255,6 @@ def test_forced_calls() -> None:
     many = '[{"name": "weather", "parameters": {"city": "Rome"}}, {"name": "add", "parameters": {}}]'
     reply = everywhere(form, Ask(tools=OFFERED, forced=""), many)
     assert [call["name"] for call in reply.calls] == ["weather", "add"]
-
-
-def test_the_schema_of_a_forced_call() -> None:
-    item = {
-        "type": "object",
-        "properties": {"of": {"$ref": "#/$defs/part"}},
-        "$defs": {"part": {"type": "string"}},
-    }
-    offered = tools("add", f=item)
-    assert forced_schema(offered, "f", one_call=False) == item
-    assert forced_schema(offered, "add", one_call=False)["additionalProperties"] is False
-    schema = forced_schema(offered, "", one_call=True)
-    validator = jsonschema.Draft202012Validator(schema)
-    good = [{"name": "f", "parameters": {"of": "x"}}]
-    assert validator.is_valid(good)
-    assert not validator.is_valid(good * 2)
-    assert not validator.is_valid([])
-    assert not validator.is_valid([{"name": "f", "parameters": {"of": 1}}])
-    assert not validator.is_valid([{"name": "add", "parameters": {"of": "x"}}])
 
 
 @pytest.mark.parametrize(
