@@ -7,7 +7,6 @@ what cannot work says so at once.
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from octavo.build.outline import Outline, outline
 from octavo.config import machine
 from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
-from octavo.config.environment import clamp_kv_cache_space, read_environment
+from octavo.config.environment import cache_folder, clamp_kv_cache_space, read_environment
 from octavo.config.families import FAMILY_CONFIGS
 from octavo.config.generation import load_generation_config, token_ids
 from octavo.engine.client import ThreadClient
@@ -293,7 +292,8 @@ def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
     environment = read_environment()
     if isinstance(plan.checkpoint, DummyWeights) or config.backend != "native":
         return None
-    if environment.cache_root == "off" or plan.folder == POCKET:
+    root = cache_folder(environment)
+    if root is None or plan.folder == POCKET:
         return None
     files = {plan.checkpoint.file_of(name) for name in plan.checkpoint.names()}
     facts = {
@@ -303,13 +303,8 @@ def _packed(config: EngineConfig, plan: _Plan) -> PackedFile | None:
         "quantization": plan.arch.quantization,
         "roundings": sorted((name, repr(rounding)) for name, rounding in plan.roundings.items()),
     }
-    root = Path(environment.cache_root).expanduser() if environment.cache_root else _default_cache()
     cache = PackedCache(root / "packed", environment.cache_bytes)
     return cache.file(fingerprint(files, facts), plan.weight_bytes)
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
 
 
 class _Progress:

@@ -78,6 +78,13 @@ def talk_flags() -> str:
     return _flag_rows(TALK)
 
 
+def batch_flags() -> str:
+    """The flags of `octavo run-batch` beside the engine's and the server's."""
+    from octavo.cli.batch_flags import BATCH
+
+    return _flag_rows(BATCH)
+
+
 def environment() -> str:
     """Every variable; those that nothing in the package reads are marked."""
     from octavo.config.environment import VARIABLES
@@ -151,6 +158,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "flags": flags,
     "accepted-flags": accepted_flags,
     "talk-flags": talk_flags,
+    "batch-flags": batch_flags,
     "environment": environment,
     "routes": routes,
     "metrics": metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 
+from octavo.cli.batch_flags import BATCH
 from octavo.cli.convert_flags import CONVERT, QUANTIZE
 from octavo.cli.inspect_flags import INSPECT
 from octavo.cli.talk_flags import TALK
@@ -22,6 +23,7 @@ _USAGE = {
     "serve": "octavo serve [MODEL] [--flag value ...]",
     "chat": "octavo chat [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
     "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
+    "run-batch": "octavo run-batch -i IN.jsonl -o OUT.jsonl [--model MODEL] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
     "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
     "quantize": "octavo quantize SRC DST --scheme int4|int8|w8a8|gptq [--text FILE] [--group-size N]",
@@ -53,7 +55,7 @@ def command_help(command: str, topic: str, summary: str) -> str:
     if command in ("convert", "quantize"):
         flags = CONVERT if command == "convert" else QUANTIZE
         return f"{head}\n{_section(command, 'this command', flags)}"
-    extra = TALK if command in ("chat", "complete") else ()
+    extra = {"chat": TALK, "complete": TALK, "run-batch": BATCH}.get(command, ())
     table = Table(extra)
     if topic:
         return _topic(topic, table)

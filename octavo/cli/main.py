@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("octavo.cli.serve", "Serve a model over HTTP (OpenAI's API and more)."),
     "chat": ("octavo.cli.talk", "Talk to a model, served or in this process."),
     "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
+    "run-batch": ("octavo.cli.batch", "Answer the requests of a JSONL file (OpenAI's batch format)."),
     "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
     "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file, or as a Hugging Face folder."),
     "quantize": ("octavo.cli.convert", "Write a checkpoint with its matrices rounded to 4 or 8 bits."),

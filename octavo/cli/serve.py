@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,16 @@ def main(command: str, words: Sequence[str]) -> int:
 
 def server_settings(settings: Settings, environment: Environment) -> ServerSettings:
     """The server's settings; flags win over variables."""
+    from octavo.config.environment import cache_folder
     from octavo.server.settings import ServerSettings
 
     fields: dict[str, Any] = {**_from_environment(environment), **settings.server}
+    root = cache_folder(environment)
+    if root is not None:
+        # Its own for each model and port: another server's batches are not for this one.
+        mark = f"{settings.engine.get('model')}|{fields.get('host')}|{fields.get('port')}|{fields.get('uds')}"
+        name = hashlib.sha256(mark.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        fields.setdefault("batch_dir", str(root / "batches" / name))
     fields["api_keys"] = tuple(key for key in fields.get("api_keys", ()) if key)
     return ServerSettings(**fields)
 

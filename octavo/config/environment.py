@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -174,7 +175,7 @@ VARIABLES: tuple[Variable, ...] = (
         "cache_root",
         ("OCTAVO_CACHE", *_names("CACHE_ROOT")),
         str,
-        "Folder for packed weights (~/.cache/octavo); off: none are kept.",
+        "Folder for packed weights and batches (~/.cache/octavo); off: none are kept.",
     ),
     Variable(
         "cache_bytes",
@@ -242,6 +243,15 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from None
     return Environment(**values)
+
+
+def cache_folder(environment: Environment) -> Path | None:
+    """Where Octavo keeps what it can make again; None where it keeps nothing (OCTAVO_CACHE=off)."""
+    if environment.cache_root == "off":
+        return None
+    if environment.cache_root:
+        return Path(environment.cache_root).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "octavo"
 
 
 def lookup(field: str, environ: Mapping[str, str] | None = None) -> tuple[str, str] | None:

@@ -282,6 +282,15 @@ _SERVER = (
         least=0,
     ),
     Flag("allow-pull", "bool", "server.allow_pull", "Let clients download models (POST /api/pull)."),
+    Flag("batch-dir", "str", "server.batch_dir", "Folder of files and batches (under ~/.cache/octavo)."),
+    Flag(
+        "batch-concurrency",
+        "int",
+        "server.batch_concurrency",
+        "Lines of a batch at work together (8).",
+        least=1,
+        most=4096,
+    ),
     Flag("max-body-bytes", "size", "server.max_body_bytes", "Largest request body (64MiB).", least=1),
     Flag("metrics-prefix", "str", "server.metrics_prefix", "Prefix of the metrics' names (vllm:)."),
 )

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from octavo.errors import QueueFull
 from octavo.server import adapters, document, invocations, legacy, metrics, probes, sleep, tokens
 from octavo.server.anthropic import door as anthropic
+from octavo.server.batch import door as batch
 from octavo.server.errors import ClientGone, not_found, respond, unexpected, wrong_method
 from octavo.server.guard import Guard
 from octavo.server.hub import Hub
@@ -26,7 +27,7 @@ from octavo.server.state import State
 from octavo.server.wire import Handler
 
 DOORS = (
-    *(chat, completions, responses, anthropic, models, adapters, tokens, legacy, ollama),
+    *(chat, completions, responses, anthropic, batch, models, adapters, tokens, legacy, ollama),
     *(probes, sleep, metrics, document),
 )
 """Each has ``routes(state)``; none knows another. The first that matches takes a request."""
@@ -65,6 +66,7 @@ def make_app(state: State) -> Starlette:
         exception_handlers={404: not_found, 405: wrong_method, HTTPException: unexpected},
     )
     app.state.octavo = state
+    state.inner = app.router
     return app
 
 

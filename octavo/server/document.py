@@ -15,6 +15,7 @@ from starlette.routing import Route
 import octavo
 from octavo.server.anthropic.replies import MessageEvent, MessageReply, TokenCount
 from octavo.server.anthropic.requests import CountRequest, MessagesRequest
+from octavo.server.batch.bodies import BatchList, BatchObject, BatchRequest, Deleted, FileList, FileObject
 from octavo.server.errors import ErrorInfo, shape_of
 from octavo.server.legacy import GenerateReply, GenerateRequest
 from octavo.server.ollama import bodies as ollama
@@ -87,6 +88,15 @@ ENTRIES = (
         CountRequest,
         TokenCount,
     ),
+    Entry("get", "/v1/files", "The files of batches", None, FileList),
+    Entry("post", "/v1/files", "Upload a file for a batch (a form)", None, FileObject),
+    Entry("get", "/v1/files/{name}", "One file", None, FileObject),
+    Entry("delete", "/v1/files/{name}", "Delete a file", None, Deleted),
+    Entry("get", "/v1/files/{name}/content", "What is in a file"),
+    Entry("get", "/v1/batches", "The batches", None, BatchList),
+    Entry("post", "/v1/batches", "Start a batch", BatchRequest, BatchObject),
+    Entry("get", "/v1/batches/{name}", "One batch", None, BatchObject),
+    Entry("post", "/v1/batches/{name}/cancel", "Cancel a batch", None, BatchObject),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
     Entry("post", "/tokenize", "Text or messages to token ids", TokenizeRequest, TokenizeReply),

@@ -87,8 +87,7 @@ class Guard:
             return
         if self._origins and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             return  # a preflight: browsers send it without the key, and the CORS layer answers it
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = given_key(headers)
         tenant = self._keys.tenant(given) if given else None
         if tenant is None:
             raise Unauthorized(
@@ -116,6 +115,12 @@ class Guard:
 
     def _known(self, name: str) -> bool:
         return is_loopback(name) or name in self._hosts
+
+
+def given_key(headers: Headers) -> str:
+    """The API key that a request brings; "" for none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def _host_name(value: str) -> str:

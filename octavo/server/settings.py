@@ -42,6 +42,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether clients may download models into the hub's cache."""
     dev_mode: bool = False
     """Whether clients may put the server to sleep and empty its caches."""
+    batch_dir: str | None = None
+    """Where files and batches are kept; None: in memory, until the server ends."""
+    batch_concurrency: int = 8
+    """Lines of a batch at work together."""
+    batch_store_bytes: int = 4 * 2**30
+    """Ceiling of uploaded files and answers together, checked at uploads and new batches."""
     response_role: str = "assistant"
     exclude_tools_when_none: bool = False
     """Whether tools stay out of the prompt of a chat with tool_choice none."""

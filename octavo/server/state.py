@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import PurePath
+
+from starlette.types import ASGIApp
 
 from octavo.errors import NotFound, Unavailable
 from octavo.server.hub import Hub, Vocabulary
@@ -23,6 +26,11 @@ class State:
         self.draining = False
         self.asleep = False
         """Whether new requests are refused until somebody wakes the server."""
+        self.inner: ASGIApp | None = None
+        """The routes without what guards them: for requests that come from this process itself."""
+        self.on_open: list[Callable[[], None]] = []
+        """Called when the model is there."""
+        self.on_close: list[Callable[[], None]] = []
         self._service: Hub | None = None
         if service is not None:
             self.open(service)
@@ -31,10 +39,14 @@ class State:
         """From now on there is a model."""
         self._service = service
         self.metrics.watch(service, self.names[0])
+        for call in self.on_open:
+            call()
 
     def close(self) -> None:
         """The service is over: hold it no longer."""
         self.draining = True
+        for call in self.on_close:
+            call()
         self._service = None
         self.metrics.forget()
 
