@@ -1,4 +1,4 @@
-"""Files and batches: OpenAI's shapes, its client, restarts, cancelling, expiry, and keys that see their own."""
+"""Files and batches: OpenAI's shapes and client, restarts, cancelling, expiry, keys that see their own."""
 
 from __future__ import annotations
 
@@ -343,7 +343,8 @@ def test_forms() -> None:
     kind = 'multipart/form-data; boundary="B b"'
     body = (
         b'--B b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--B b\r\n'
-        b'Content-Disposition: form-data; name="file"; filename="a \\"b\\".jsonl"\r\nContent-Type: x/y\r\n\r\n'
+        b'Content-Disposition: form-data; name="file"; filename="a \\"b\\".jsonl"\r\n'
+        b"Content-Type: x/y\r\n\r\n"
         b"\r\n--B\r\n\r\n--B b--\r\n"
     )
     form = parse_form(body, kind)
