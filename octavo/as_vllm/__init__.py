@@ -21,6 +21,7 @@ _OUTPUTS = dict.fromkeys(("RequestOutput", "CompletionOutput", "RequestMetrics")
 _SAMPLING = {
     "SamplingParams": "octavo.types.sampling",
     "RequestOutputKind": "octavo.types.sampling",
+    "BeamSearchParams": "octavo.types.beam",
     "StructuredOutputsParams": "octavo.types.structured",
     "GuidedDecodingParams": "octavo.types.structured",
 }

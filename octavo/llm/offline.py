@@ -22,6 +22,7 @@ from octavo.llm.inputs import (
     pair_sampling,
 )
 from octavo.llm.loop import Loop
+from octavo.types.beam import BeamSearchOutput, BeamSearchParams
 from octavo.types.job import ChatOptions, Job
 from octavo.types.lora import LoRARequest
 from octavo.types.outputs import RequestOutput
@@ -303,6 +304,36 @@ class LLM:
             )
         ]
         return self._run(jobs, lora, stream, use_tqdm)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        lora_request: Requests = None,
+        use_tqdm: Tqdm = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The `params.beam_width` likeliest continuations of each prompt, best first.
+
+        Prompts as in `generate`. `use_tqdm` and `concurrency_limit` have no effect: all prompts search
+        together, and the engine batches what fits. Raises BadRequest.
+        """
+        from octavo.llm.beams import sampling_of, search
+
+        wanted = as_prompts(prompts)
+        lora = pair_lora(lora_request, len(wanted))
+        sampling = sampling_of(params)
+        jobs = [
+            job_of_prompt(
+                prompt,
+                f"Prompt {number}" if len(wanted) > 1 else "The prompt",
+                id=str(next(self._numbers)),
+                sampling=sampling,
+                adapter=adapter_of(adapter, self._adapters),
+            )
+            for number, (prompt, adapter) in enumerate(zip(wanted, lora, strict=True))
+        ]
+        return search(jobs, lora, self._preparer, self._loop, self._token_bytes)
 
     def _run(
         self, jobs: list[Job], lora: list[LoRARequest | None], stream: bool, use_tqdm: Tqdm

@@ -118,6 +118,12 @@ class Preparer:
         """
         started = self.encode(job)
         sampling = job.sampling
+        if sampling.use_beam_search:
+            raise BadRequest(
+                "use_beam_search is not for this call.",
+                hint="Call LLM.beam_search with BeamSearchParams.",
+                param="use_beam_search",
+            )
         max_tokens, unbounded = self._max_tokens(job, len(started.prompt_ids))
         count = max(sampling.n, sampling.best_of or 0)
         seed = self._seed(sampling)

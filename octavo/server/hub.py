@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from octavo.pipeline.stop import EndTokens
 from octavo.types.facts import ModelFacts
 from octavo.types.job import ChatOptions, Event, Job, Started
 from octavo.types.lora import Adapter
@@ -65,6 +66,10 @@ class Preparing(Protocol):
     @property
     def template(self) -> Template | None:
         """The chat template; None where the model has none."""
+
+    @property
+    def ends(self) -> EndTokens:
+        """The tokens that end an answer."""
 
 
 class Vocabulary(Protocol):

@@ -12,6 +12,7 @@ from types import TracebackType
 import msgspec
 
 from octavo.log import logger
+from octavo.pipeline.beam import search
 from octavo.server.errors import EngineFailed
 from octavo.server.hub import JobEvents
 from octavo.server.state import State
@@ -91,7 +92,7 @@ class Run:
     async def _submit(self) -> None:
         for job in self._jobs:
             self._log(job)
-            stream = await self._service.submit(job)
+            stream = self._search(job) if job.sampling.use_beam_search else await self._service.submit(job)
             self._streams.append(stream)
             first = await anext(stream)
             if not isinstance(first, Started):
@@ -99,6 +100,12 @@ class Run:
             self.started.append(first)
         self.usage = Usage(sum(len(s.prompt_ids) for s in self.started))
         self.clock.taken()
+
+    def _search(self, job: Job) -> JobEvents:
+        """Beam search: many small jobs that look like one."""
+        service = self._service
+        limits = {"max_model_len": service.info.max_model_len, "max_logprobs": service.info.max_logprobs}
+        return search(service, job, service.preparer.ends, limits)
 
     async def __aenter__(self) -> Run:
         return self

@@ -110,6 +110,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     truncate_prompt_tokens: int | None = None
     """Keep only this many of the prompt's last tokens; -1: as many as the context holds."""
     use_beam_search: bool = False
+    """Of the server's requests: n is the width. Scripts call LLM.beam_search."""
     early_stopping: bool | str = False
     """Of beam search: no effect without it. So is `length_penalty`."""
     length_penalty: float = 1.0
@@ -213,7 +214,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
                 hint="Lower min_tokens or raise max_tokens.",
                 param="min_tokens",
             )
-        if self.temperature == 0.0 and self.n > 1:
+        if self.temperature == 0.0 and self.n > 1 and not self.use_beam_search:
             raise BadRequest(
                 f"n={self.n} with temperature=0 would give {self.n} equal answers.",
                 hint="Use n=1 or a temperature above 0.",
@@ -247,8 +248,6 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
 
     def _refuse_unsupported(self) -> None:
         """Refuse what would change the output and is not there; neutral values pass."""
-        if self.use_beam_search:
-            _unsupported("use_beam_search", True, "Sample with n instead.")
         for name in _NOT_YET:
             if value := getattr(self, name):
                 _unsupported(name, value, "Leave it out.")

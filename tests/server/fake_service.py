@@ -13,6 +13,7 @@ from typing import Any
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong, Unavailable
 from octavo.pipeline.prepare import ModelInfo
+from octavo.pipeline.stop import EndTokens
 from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.job import ChatOptions, Event, Job, Started
 from octavo.types.stats import EngineStats, RequestTimes
@@ -38,6 +39,7 @@ class FakePreparer:
 
     def __init__(self) -> None:
         self.generation = GenerationConfig()
+        self.ends = EndTokens(0)
         self.template: Any = SimpleNamespace(
             source="{{ messages }}{{ tools }}{% if enable_thinking %}{% endif %}"
         )

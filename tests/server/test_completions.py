@@ -133,3 +133,21 @@ def test_one_refused_prompt_ends_them_all(client: Any) -> None:
     assert response.status_code == 400
     assert len(client.fake.aborted) == 1
     assert client.fake.live == set()
+
+
+def test_beam_search(client: Any) -> None:
+    body = {"use_beam_search": True, "n": 2, "temperature": 0, "max_tokens": 3, "logprobs": 1}
+    reply = client.complete("P", **body).json()
+    assert [(choice["index"], choice["finish_reason"]) for choice in reply["choices"]] == [
+        (0, "length"),
+        (1, "length"),
+    ]
+    texts = [choice["text"] for choice in reply["choices"]]
+    assert len(set(texts)) == 2
+    assert all(len(text) == 3 for text in texts)
+    assert reply["usage"]["completion_tokens"] == 6
+    assert len(reply["choices"][0]["logprobs"]["tokens"]) == 3
+    assert client.chat(**{**body, "logprobs": True}).status_code == 200
+    refused = client.complete("P", **{**body, "stop": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop")
+    assert not client.fake.live

@@ -47,7 +47,7 @@ CHAT = [
     ("structured_outputs", {"choice": [""]}),
     ("guided_json", 3),
     ("guided_choice", "a"),
-    ("use_beam_search", True),
+    ("kv_transfer_params", {"a": 1}),
     ("logprob_token_ids", [1]),
     ("thinking_token_budget", 5),
     ("repetition_detection", {"min_count": 2}),

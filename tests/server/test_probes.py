@@ -113,7 +113,7 @@ def test_generate(client: Any) -> None:
     [
         {}, {"prompt": 3}, {"prompt": []}, {"prompt": ["a"]}, {"prompt": "x", "n": 0},
         {"prompt": "x", "n": 16385},
-        {"prompt": "x", "temperature": "hot"}, {"prompt": "x", "use_beam_search": True}, {"prompt": [2**63]},
+        {"prompt": "x", "temperature": "hot"}, {"prompt": [2**63]},
         {"prompt": [-1]}, {"prompt": "x", "stop": ["a"] * 5}, {"prompt": "x", "stop": {"a": 1}},
         {"prompt": "x", "max_tokens": 0}, {"prompt": "x", "structured_outputs": {"regex": 3}},
         {"prompt": "x", "stream": "yes"}, {"prompt": "x", "logit_bias": {"a": 1}},

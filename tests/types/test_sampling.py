@@ -185,7 +185,6 @@ def test_bad_values_name_their_field(kwargs: dict[str, Any], field: str) -> None
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"use_beam_search": True},
         {"logits_processors": [abs]},
         {"thinking_token_budget": 5},
         {"logprob_token_ids": [1]},

@@ -95,6 +95,8 @@ def sampling_params(body: CommonRequest, state: State, **decided: Any) -> Sampli
     fields = dict(
         n=body.n,
         best_of=body.best_of,
+        use_beam_search=body.use_beam_search,
+        length_penalty=body.length_penalty,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,

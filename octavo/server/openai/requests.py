@@ -130,7 +130,6 @@ class ChatRequest(CommonRequest, kw_only=True):
 
 
 NOT_YET: dict[str, str] = {
-    "use_beam_search": "Sample with n instead.",
     "logprob_token_ids": "Use logprobs.",
     "thinking_token_budget": "Use max_tokens.",
     "repetition_detection": "The server's own loop guard is on by default.",
