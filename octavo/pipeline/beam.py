@@ -87,7 +87,7 @@ class Beam:
     def _score(self, one: Hypothesis) -> float:
         """vLLM's: the sum of log-probabilities over the length of prompt and answer without the end token."""
         length = self._prompt_tokens + len(one.tokens) - (self._keep_end and one.end is not None)
-        return one.logprob / float(max(length, 1)) ** self._penalty
+        return float(one.logprob / float(max(length, 1)) ** self._penalty)
 
 
 def _candidates(result: TokenLogprobs, count: int) -> dict[int, tuple[float, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from octavo.pipeline.stop import EndTokens
@@ -88,7 +88,7 @@ class Vocabulary(Protocol):
 class JobEvents(Protocol):
     """A job at work: Started, then Events until each sequence had its finish. Closing early aborts it."""
 
-    def __aiter__(self) -> JobEvents: ...
+    def __aiter__(self) -> AsyncIterator[Started | Event]: ...
 
     async def __anext__(self) -> Started | Event:
         """The next event."""
