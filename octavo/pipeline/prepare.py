@@ -14,6 +14,7 @@ import msgspec
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.parsers.parser import ReplyFormat
+from octavo.pipeline.calls import forced_call
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.grammar import Grammars
 from octavo.pipeline.output import SequenceText
@@ -26,6 +27,7 @@ from octavo.types.facts import ModelFacts
 from octavo.types.grammar import Grammar
 from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.sampling import SamplingParams
+from octavo.types.structured import StructuredOutputsParams
 
 _MAX_LOGPROB_VALUES = 64_000_000
 """Ceiling on log-probabilities in one answer (S9): about 1.5 GB as Python numbers, far above any real use."""
@@ -128,7 +130,7 @@ class Preparer:
         count = max(sampling.n, sampling.best_of or 0)
         seed = self._seed(sampling)
         spec = self._spec(sampling, max_tokens, len(started.prompt_ids), count, seed)
-        grammar = self._grammar(job)
+        grammar = self._grammar(job, started)
         arrival = time.monotonic() if arrival_s is None else arrival_s
         requests = tuple(
             EngineRequest(
@@ -251,17 +253,29 @@ class Preparer:
             )
         return ids[-limit:] if self._keeps_last else ids[:limit]
 
-    def _grammar(self, job: Job) -> Grammar | None:
+    @staticmethod
+    def has_form(job: Job) -> bool:
+        """Whether a grammar must be compiled for the job."""
+        return job.sampling.structured_outputs is not None or forced_call(job.chat) is not None
+
+    def _grammar(self, job: Job, started: Started) -> Grammar | None:
         """What the answers must match, compiled. Raises BadRequest."""
-        form = job.sampling.structured_outputs
-        if form is None:
+        call, form = forced_call(job.chat), job.sampling.structured_outputs
+        if call is None and form is None:
             return None
         if self._grammars is None:
             raise BadRequest(
                 "structured_outputs needs a tokenizer, but there is none (--skip-tokenizer-init).",
                 param="structured_outputs",
             )
-        return self._grammars.of(form)
+        after, opens = self.replies.reasoning(job.chat, started.prompt)
+        if call is None:
+            assert form is not None
+            grammar = self._grammars.of(form, after=after)
+        else:
+            after = () if self.replies.form.harmony else after  # the parser expects the bare call there
+            grammar = self._grammars.of(StructuredOutputsParams(json=call, asked_as="tools"), after=after)
+        return msgspec.structs.replace(grammar, opens=opens) if opens else grammar
 
     def _max_tokens(self, job: Job, prompt_tokens: int) -> tuple[int, bool]:
         """(tokens that may be generated, whether the client left it open). More than fits is cut silently."""

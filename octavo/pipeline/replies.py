@@ -13,6 +13,7 @@ class Replies:
 
     def __init__(self, form: ReplyFormat, tokenizer: Tokenizer | None) -> None:
         self.form = form
+        self._tokenizer = tokenizer
         self._marks = {tools: _special(form.marks(tools), tokenizer) for tools in (False, True)}
 
     def parser(
@@ -33,6 +34,34 @@ class Replies:
             forced=forced,
         )
         return ReplyParser(self.form, ask), self._marks[bool(tools)]
+
+    def reasoning(
+        self, chat: ChatOptions | None, prompt: str | None
+    ) -> tuple[tuple[bytes, ...], tuple[int, ...]]:
+        """Where the form of an answer begins: (texts that end the reasoning, tokens that may open it first).
+
+        Nothing of the first: at once. Nothing of the second: the reasoning is open already.
+        """
+        if chat is None or not chat.parse:
+            return (), ()
+        if self.form.harmony:
+            return _FINAL, ()
+        marks = self.form.reasoning
+        state = thinking_state(self.form, prompt or "")
+        if marks is None or state is False:
+            return (), ()
+        ends = tuple(end.encode() for end in marks.ends)
+        if state or marks.implicit:
+            return ends, ()
+        opens = tuple(i for start in marks.starts if (i := self._token(start)) is not None)
+        return (ends, opens) if opens else ((), ())
+
+    def _token(self, text: str) -> int | None:
+        return self._tokenizer.token_id(text) if self._tokenizer is not None else None
+
+
+_FINAL = (b"<|channel|>final<|message|>", b"<|channel|>final <|constrain|>json<|message|>")
+"""Where gpt-oss begins its answer."""
 
 
 def _special(marks: tuple[str, ...], tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -221,7 +221,7 @@ class Service:
 
     async def _prepared(self, job: Job, arrival_s: float) -> Prepared:
         """The job made ready. Forms of answers are compiled on threads of their own, of which few wait."""
-        if job.sampling.structured_outputs is None or self._forms_pool is None:
+        if self._forms_pool is None or not self.preparer.has_form(job):
             return await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
         if self._forms >= _MAX_FORMS:
             raise QueueFull(

@@ -148,7 +148,9 @@ class _Walk:
         self.error: str | None = None
         self.complete = False
         self._vocabulary = grammar.vocabulary
-        self._after = grammar.after
+        self._after = () if grammar.opens else grammar.after
+        self._closes = grammar.after
+        self._opens = grammar.opens
         self._tail = b""
         self._keep = max(map(len, grammar.after), default=1) - 1
         own = grammar.vocabulary.end_id
@@ -163,6 +165,10 @@ class _Walk:
 
     def moves(self, token: int) -> bool:
         """Whether the matcher has to take this token; an end is the engine's to act upon."""
+        opens, self._opens = self._opens, ()
+        if token in opens:
+            self._after = self._closes
+            return False
         if token in self._ends:
             return False
         if token in self._shown_ends:
@@ -178,7 +184,7 @@ class _Walk:
         text = self._tail + self._vocabulary.bytes_of(token)
         found = [(place + len(end)) for end in self._after if (place := text.find(end)) >= 0]
         if not found:
-            self._tail = text[len(text) - self._keep :] if self._keep else b""
+            self._tail = text[-self._keep :] if self._keep else b""
             return
         self._after = ()
         rest = text[min(found) :]
@@ -215,14 +221,12 @@ class _Walk:
             words[:] = 0xFFFFFFFF
             may_end = False
         else:
-            word, bit = divmod(self._vocabulary.end_bit, 32)
-            may_end = bool(words[word] >> bit & 1)
-            words[word] &= np.uint32(~(1 << bit) & 0xFFFFFFFF)
+            end = self._vocabulary.end_bit
+            may_end = bool(words[end // 32] >> end % 32 & 1)
+            words[end // 32] &= np.uint32(~(1 << end % 32) & 0xFFFFFFFF)
             if self.matcher.is_error():
                 self.error = self._failure()
-        for end in self._shown_ends if may_end else self._ends if self._after else ():
-            word, bit = divmod(end, 32)
-            if may_end:
-                words[word] |= np.uint32(1 << bit)
-            else:
-                words[word] &= np.uint32(~(1 << bit) & 0xFFFFFFFF)
+        for token in (*(self._shown_ends if may_end else ()), *self._opens):
+            words[token // 32] |= np.uint32(1 << token % 32)
+        for token in self._ends if self._after else ():
+            words[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)

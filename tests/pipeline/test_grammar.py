@@ -7,9 +7,9 @@ import json
 import random
 import re
 import time
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -146,4 +146,139 @@ def test_a_regex_of_many_states_is_bounded(byte_tokenizer: Tokenizer) -> None:
     assert time.perf_counter() - started < 5
 
 
-SHARED = (Path(__file__).parents[2] / "../shared/data/structured_output").resolve()
+def test_reasoning_comes_before_the_form(byte_tokenizer: Tokenizer) -> None:
+    """Its end may lie inside a token, and nothing may end the answer before it."""
+    grammars = Grammars(byte_tokenizer, byte_tokenizer.vocab_size)
+    end = byte_tokenizer.eos_id or 0
+    grammar = grammars.of(Form(choice=["yes", "no"]), after=(b"</think>",))
+    masks = Masks(1)
+    masks.add(0, grammar, (end,), ())
+    for text, free in (("I say no</thi", True), ("nk>", False), ("n", False)):
+        for token in byte_tokenizer.encode(text, add_special_tokens=False):
+            assert allowed(masks, token)
+            assert not allowed(masks, end)
+            masks.push([0], [token])
+        assert free == allowed(masks, byte_tokenizer.encode("x", add_special_tokens=False)[0])
+    assert masks.push([0], byte_tokenizer.encode("o", add_special_tokens=False)) == ({0}, {})
+
+
+def test_reasoning_may_be_opened_or_left_out(byte_tokenizer: Tokenizer) -> None:
+    think = byte_tokenizer.token_id("<think>")
+    assert think is not None
+    form = Grammars(byte_tokenizer, byte_tokenizer.vocab_size).of(Form(choice=["yes"]), after=(b"!",))
+    grammar = msgspec.structs.replace(form, opens=(think,))
+    [yes, free] = (byte_tokenizer.encode(text, add_special_tokens=False)[0] for text in ("yes", "x"))
+    masks = Masks(2)
+    for row, first in enumerate((think, yes)):
+        masks.add(row, grammar, (), ())
+        assert allowed(masks, think, row)
+        assert allowed(masks, yes, row)
+        assert not allowed(masks, free, row)
+        masks.push([row], [first])
+        assert allowed(masks, free, row) == (first == think)
+        assert allowed(masks, think, row) == (first == think)
+
+
+def allowed(masks: Masks, token: int, row: int = 0) -> bool:
+    """Whether a row may draw a token now."""
+    [place], bits = masks.bits([row])
+    return bool(bits[place][token // 32] >> (token % 32) & 1)
+
+
+def test_a_walk_goes_on_behind_what_was_drawn(byte_tokenizer: Tokenizer) -> None:
+    """As after preemption: the mask is that of a walk that was never broken off."""
+    grammar = made(byte_tokenizer, json={"type": "object", "properties": {"the sky": {"type": "integer"}}})
+    masks = Masks(1)
+    masks.add(0, grammar, (), ())
+    drawn: list[int] = []
+    for token in byte_tokenizer.encode('{"the sky":-12}', add_special_tokens=False):
+        again = Masks(1)
+        again.add(0, grammar, (), drawn)
+        for one in (masks, again):
+            [place], bits = one.bits([0])
+            assert bool(bits[place][token // 32] >> (token % 32) & 1)
+        assert (masks.bits([0])[1][0] == again.bits([0])[1][0]).all()
+        drawn.append(token)
+        masks.push([0], [token])
+
+
+@pytest.mark.parametrize(
+    ("tag", "good", "bad"),
+    [
+        (
+            {
+                "structures": [{"begin": "<f=a>", "schema": {"type": "integer"}, "end": "</f>"}],
+                "triggers": ["<f="],
+            },
+            ["none", "<f=a>1</f>", "x <f=a>1</f> y <f=a>22</f> z"],
+            ["<f=b>", "<f=a>x", "<f=a>1</g>"],
+        ),
+        (
+            {
+                "format": {
+                    "type": "sequence",
+                    "elements": [
+                        {
+                            "type": "tag",
+                            "begin": "<t>",
+                            "content": {"type": "any_text"},
+                            "end": "</t>",
+                        },
+                        {"type": "regex", "pattern": "[0-9]+"},
+                        {"type": "const_string", "value": "!"},
+                    ],
+                }
+            },
+            ["<t>so it is</t>42!"],
+            ["42!", "<t>x</t>!"],
+        ),
+        (
+            {
+                "format": {
+                    "type": "tags_with_separator",
+                    "separator": ";",
+                    "at_least_one": True,
+                    "tags": [
+                        {
+                            "type": "tag",
+                            "begin": "(",
+                            "content": {
+                                "type": "or",
+                                "elements": [
+                                    {"type": "json_schema", "json_schema": {"type": "boolean"}},
+                                    {"type": "const_string", "value": "hm"},
+                                ],
+                            },
+                            "end": ")",
+                        }
+                    ],
+                }
+            },
+            ["(true)", "(hm);(false)"],
+            ["(hm),", "(1", ";"],
+        ),
+    ],
+)
+def test_structural_tags(byte_tokenizer: Tokenizer, tag: Any, good: list[str], bad: list[str]) -> None:
+    grammar = made(byte_tokenizer, structural_tag=tag)
+    for text in good:
+        assert fits(byte_tokenizer, grammar, text), text
+    for text in bad:
+        assert not fits(byte_tokenizer, grammar, text, whole=False), text
+
+
+def fits(tokenizer: Tokenizer, grammar: Any, text: str, whole: bool = True) -> bool:
+    """Whether a text, byte for byte, is an answer (or its beginning)."""
+    matcher = grammar.matcher.deep_copy()
+    ids = [i for char in text.encode() for i in [single(tokenizer)[char]]]
+    return matcher.try_consume_tokens(ids) == len(ids) and (not whole or matcher.is_accepting())
+
+
+def single(tokenizer: Tokenizer) -> dict[int, int]:
+    """The token of each byte."""
+    found = {}
+    for index in range(tokenizer.vocab_size):
+        text = tokenizer.token_bytes(index) or b""
+        if len(text) == 1 and index not in tokenizer.special_ids:
+            found[text[0]] = index
+    return found

@@ -56,7 +56,6 @@ CHAT = [
     ("audio", {"voice": "x"}),
     ("modalities", ["audio"]),
     ("chat_template", "{{ 1 }}"),
-    ("tool_choice", "required"),
     ("tool_choice", "auto"),
     ("tool_choice", "sometimes"),
     ("tool_choice", {"type": "function", "function": {"name": "f"}}),

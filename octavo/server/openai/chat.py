@@ -350,10 +350,6 @@ def _check_tools(body: ChatRequest, settings: ServerSettings) -> None:
         raise BadRequest(
             f"tool_choice names {name[:64]!r}, which is not among the tools.", param="tool_choice"
         )
-    if choice != "auto":
-        raise BadRequest(
-            "A forced tool_choice is not supported yet.", hint="Use 'auto' or 'none'.", param="tool_choice"
-        )
 
 
 def _tool_name(tool: dict[str, Any], where: str) -> str:
