@@ -257,8 +257,7 @@ def _read_experts(
     def make(expert: int) -> Layout:
         piece, store = pieces[expert], _store(item, expert, checkpoint)
         if piece.stem and stored:
-            tensors = Tensors(piece.stem, piece.suffixes, store)
-            return stored.read(tensors, item.param.shape[1], item.param.shape[2])
+            return _decoded_expert(item, expert, stored, store)
         plain = _part(item, expert, piece.names[0], store)
         plain = _converted(plain, item, "float32" if rounding else dtype, checkpoint)
         return rounding(plain) if rounding else plain
@@ -276,10 +275,22 @@ def _read_experts(
     yield item.param, Experts((count, rows, cols), make, done)
 
 
+def _decoded_expert(item: _Found, expert: int, stored: Format, store: Store) -> Layout:
+    """One expert's matrix of a quantized module; where that holds gate and up, those of its rows."""
+    piece, (count, rows, cols) = item.pieces[expert], item.param.shape
+    if not piece.rows:
+        return stored.read(Tensors(piece.stem, piece.suffixes, store), rows, cols)
+    tensors = Tensors(piece.stem, piece.suffixes, store, (expert, count))
+    if piece.rows == "all":
+        return stored.read(tensors, rows, cols)
+    wanted = np.arange(2 * rows)[names.STACKED[piece.rows](2 * rows)]
+    return stored.read(tensors, 2 * rows, cols).take(wanted)
+
+
 @dataclass(frozen=True)
 class _OneExpert:
     """The tensors of one expert, where a checkpoint stacks those of all `count`: [count, rows, ...], or
-    `turned` [count, columns, rows].
+    `turned` [count, columns, rows]. Of a quantized module (no `rows`) every row; see Tensors.stack.
     """
 
     checkpoint: Checkpoint
@@ -291,6 +302,8 @@ class _OneExpert:
     def get(self, name: str) -> Dense:
         """The expert's rows of a tensor."""
         tensor = self.checkpoint.get(name)
+        if not self.rows and tensor.data.ndim < 3:
+            return tensor
         if tensor.data.ndim < 2 or len(tensor.data) != self.count:
             raise CheckpointError(
                 f"Tensor {name} in {self.file_of(name)} has shape {_shape(tensor.shape)}, expected "
@@ -299,7 +312,7 @@ class _OneExpert:
             )
         one = tensor.data[self.expert]
         one = one.T if self.turned else one
-        return Dense(one[names.STACKED[self.rows](len(one))], tensor.dtype)
+        return Dense(one[names.STACKED[self.rows or "all"](len(one))], tensor.dtype)
 
     def file_of(self, name: str) -> Path:
         return self.checkpoint.file_of(name)
@@ -311,7 +324,7 @@ def _store(item: _Found, part: int, checkpoint: Checkpoint) -> Store:
     if not piece.rows:
         return checkpoint
     turned = item.source.transpose and not piece.stem
-    return _OneExpert(checkpoint, part, item.param.shape[0], piece.rows, turned)
+    return _OneExpert(checkpoint, part, item.param.shape[0], "" if piece.stem else piece.rows, turned)
 
 
 def _decoded(item: _Found, checkpoint: Checkpoint, dtype: str, stored: Format) -> Layout:

@@ -10,6 +10,7 @@ from octavo.errors import CheckpointError
 from octavo.layers.decoder import Decoder
 from octavo.layers.norm import RMSNorm
 from octavo.models.gguf import GgufSource, source, stored_shape, to_halves
+from octavo.models.names import STACKED
 from octavo.ops.contract import Param
 from octavo.ops.joining import join
 from octavo.ops.layouts import Dense, Experts, Layout
@@ -82,7 +83,7 @@ def _read(
         rounding = roundings.get(param.name)
         kept = "float32" if rounding else dtype
         if param.kind == "experts":
-            yield param, _experts(checkpoint, param, found.names[0], kept, rounding, on_bytes)
+            yield param, _experts(checkpoint, param, found, kept, rounding, on_bytes)
             continue
         parts = [
             _part(checkpoint, param, name, rows, heads, kept)
@@ -103,21 +104,30 @@ def _read(
 def _experts(
     checkpoint: GgufCheckpoint,
     param: Param,
-    name: str,
+    found: GgufSource,
     dtype: str,
     rounding: Rounding | None,
     on_bytes: Callable[[int], None],
 ) -> Experts:
-    """A stack of experts, each made when it is asked for, its pages given back thereafter."""
+    """Experts, each made when it is asked for, its pages given back thereafter."""
     count, rows, cols = param.shape
+    stack = found.names[0] if len(checkpoint.entry(found.names[0]).shape) == 3 else ""
 
     def make(expert: int) -> Layout:
-        made = _narrowed(checkpoint.expert(name, expert), dtype)
+        whole = checkpoint.expert(stack, expert) if stack else checkpoint.get(found.names[expert])
+        if found.share != "all":
+            whole = whole.take(np.arange(2 * rows)[STACKED[found.share](2 * rows)])
+        made = _narrowed(whole, dtype)
         return rounding(made) if rounding and isinstance(made, Dense) else made
 
     def done(expert: int) -> None:
-        checkpoint.release_expert(name, expert)
-        on_bytes(checkpoint.entry(name).nbytes // count)
+        if stack:
+            checkpoint.release_expert(stack, expert)
+            share = checkpoint.entry(stack).nbytes // count
+            on_bytes(share if found.share == "all" else share // 2)
+            return
+        checkpoint.release(found.names[expert])
+        on_bytes(checkpoint.entry(found.names[expert]).nbytes)
 
     return Experts((count, rows, cols), make, done)
 

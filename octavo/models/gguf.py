@@ -6,6 +6,7 @@ rows of query and key in the order of neighbouring pairs, and Gemma's norms are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 
@@ -52,6 +53,10 @@ _WHOLE = {
 }
 """Our whole path -> llama.cpp's name, where the last words differ; experts stand there in one stack."""
 
+_BOTH = "ffn_gate_up_exps"
+_SINGLE = re.compile(r"\.ffn_(gate|up|down)\.\d+\.")
+"""The name of one expert's tensor in the first files of Mixtral."""
+
 _OWN = {"gpt-oss": {"blocks.{i}.mlp_norm": "blk.{i}.post_attention_norm"}}
 """GGUF architecture -> names of its own."""
 
@@ -79,6 +84,8 @@ class GgufSource:
     rows: tuple[int, ...]
     heads: tuple[int, ...]
     """Of each: the number of heads whose rows are permuted; 0: as they are."""
+    share: str = "all"
+    """Of experts: which rows of each matrix of the stack are meant, a word of names.STACKED."""
 
 
 def gguf_name(architecture: str) -> str:
@@ -95,7 +102,7 @@ def source(model: Decoder, param: Param, present: Container[str] | None = None) 
     key, number = key_of(param)
     suffix = param.name.rpartition(".")[2]
     if whole := _WHOLE.get(f"{key}.{suffix}"):
-        return GgufSource((whole.replace("{i}", number),), (param.shape[0],), (0,))
+        return _experts(whole.replace("{i}", number), param, present or ())
     parts = expand(_OWN.get(arch, TABLE).get(key, TABLE[key]).replace("{i}", number))
     names = tuple(f"{part}.{suffix}" for part in parts)
     if len(names) == 1:
@@ -111,8 +118,25 @@ def source(model: Decoder, param: Param, present: Container[str] | None = None) 
     return GgufSource(names, param.parts, heads)
 
 
+def _experts(stack: str, param: Param, present: Container[str]) -> GgufSource:
+    """Where experts stand: in one stack, gate and up in one, or in the first files each by itself."""
+    count = param.shape[0]
+    both = stack.replace("ffn_gate_exps", _BOTH).replace("ffn_up_exps", _BOTH)
+    if stack not in present and both in present and both.endswith(".weight"):
+        share = "first" if "ffn_gate_exps" in stack else "second"
+        return GgufSource((both,), (count,), (0,), share)
+    single = [stack.replace("_exps.", f".{e}.") for e in range(count)]
+    if stack not in present and single[0] in present:
+        return GgufSource(tuple(single), (param.shape[1],) * count, (0,) * count)
+    return GgufSource((stack,), (count,), (0,))
+
+
 def stored_shape(name: str, rows: int, param: Param) -> tuple[int, ...]:
     """The shape of a tensor in a file, the row last: the scores of the shared expert are a vector there."""
+    if _BOTH in name:
+        return (rows, 2 * param.shape[1], *param.shape[2:])
+    if _SINGLE.search(name):
+        return (rows, *param.shape[2:])
     if name.endswith("ffn_gate_inp_shexp.weight"):
         return param.shape[1:]
     return (rows, *param.shape[1:])

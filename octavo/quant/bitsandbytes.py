@@ -7,6 +7,8 @@ sizes, as floats or quantized once more: codes of `X.weight.nested_quant_map` [2
 `X.weight.nested_absmax` by block, plus `nested_offset`. `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`)
 is JSON in bytes that says the rest.
 
+A stack of experts is `X` with `X.absmax` and so on, its blocks running on from expert to expert.
+
 8 bits (Dettmers et al. 2022): `X.weight` int8 and `X.SCB`, the largest size of each row: weight * SCB / 127.
 """
 
@@ -19,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Int8, Layout
 from octavo.quant.format import F32, Tensors
 from octavo.quant.nf4 import in_blocks
 
-_STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
-_NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
+_STATES = tuple(f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
+_NESTED = ("nested_absmax", "nested_quant_map")
 _LARGEST_STATE = 1 << 16
 _BLOCK = range(1, 1 << 20)
 
@@ -42,10 +45,11 @@ class BitsAndBytes:
     def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
         if f"{stem}.SCB" in present:
             return ("weight", "SCB")
-        if f"{stem}.weight.absmax" not in present:
-            return ()
-        more = [suffix for suffix in (*_NESTED, *_STATES) if f"{stem}.{suffix}" in present]
-        return ("weight", "weight.absmax", "weight.quant_map", *more)
+        for weight, dot in (("weight", "weight."), ("", "")):
+            if f"{stem}.{dot}absmax" in present:
+                known = [word for word in (*_NESTED, *_STATES) if f"{stem}.{dot}{word}" in present]
+                return (weight, *(f"{dot}{word}" for word in ("absmax", "quant_map", *known)))
+        return ()
 
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
         return _int8(tensors, rows, cols) if "SCB" in tensors else _four(tensors, rows, cols)
@@ -60,26 +64,37 @@ def _int8(tensors: Tensors, rows: int, cols: int) -> Int8:
 
 
 def _four(tensors: Tensors, rows: int, cols: int) -> Layout:
-    state = _state(tensors)
+    """Of a stack of experts this one's share of the flattened numbers."""
+    state, (expert, experts) = _state(tensors), tensors.stack
     count, block = rows * cols, _number(tensors, state, "blocksize")
-    if state.get("shape", [rows, cols]) != [rows, cols]:
+    shape = [rows, cols] if experts == 1 and tensors.suffixes[0] else [experts, rows, cols]
+    if state.get("shape", shape) != shape:
         said = str(state["shape"])[:60]
-        raise tensors.error(_suffix(tensors), f"gives the shape {said}, expected [{rows}, {cols}]")
-    flat = tensors.ints("weight", "uint8", ((count + 1) // 2, 1)).reshape(-1)
+        raise tensors.error(_suffix(tensors), f"gives the shape {said}, expected {shape}")
+    if experts > 1 and (count % block or count % 2):
+        raise UnsupportedModel(f"bitsandbytes' blocks of {block} in {tensors.stem} hold several experts.")
+    flat = tensors.ints(tensors.suffixes[0], "uint8", ((experts * count + 1) // 2, 1)).reshape(-1)
+    flat = flat[expert * count // 2 : (expert * count + count + 1) // 2]
     codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[:count]
-    table = tensors.floats("weight.quant_map", (16,))
-    sizes = _sizes(tensors, state, -(-count // block))
+    table = tensors.floats(_word(tensors, "quant_map"), (16,))
+    blocks = -(-count // block)
+    sizes = _sizes(tensors, state, blocks * experts)[expert * blocks : (expert + 1) * blocks]
     return in_blocks(codes, table, sizes, block, rows, cols)
+
+
+def _word(tensors: Tensors, word: str) -> str:
+    """The suffix of a tensor beside the codes."""
+    return f"weight.{word}" if tensors.suffixes[0] else word
 
 
 def _sizes(tensors: Tensors, state: dict[str, Any], blocks: int) -> F32:
     """The largest size of each block."""
-    if "weight.nested_absmax" not in tensors:
-        return tensors.floats("weight.absmax", (blocks,))
-    codes = tensors.ints("weight.absmax", "uint8", (blocks,))
+    if _word(tensors, "nested_absmax") not in tensors:
+        return tensors.floats(_word(tensors, "absmax"), (blocks,))
+    codes = tensors.ints(_word(tensors, "absmax"), "uint8", (blocks,))
     block = _number(tensors, state, "nested_blocksize")
-    over = tensors.floats("weight.nested_absmax", (-(-blocks // block),))
-    table = tensors.floats("weight.nested_quant_map", (256,))
+    over = tensors.floats(_word(tensors, "nested_absmax"), (-(-blocks // block),))
+    table = tensors.floats(_word(tensors, "nested_quant_map"), (256,))
     offset = state.get("nested_offset", 0)
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
         raise tensors.error(_suffix(tensors), f"gives nested_offset {offset!r:.60}, expected a number")
@@ -89,9 +104,11 @@ def _sizes(tensors: Tensors, state: dict[str, Any], blocks: int) -> F32:
 
 def _suffix(tensors: Tensors) -> str:
     """The last words of the tensor that holds the state."""
-    found = [suffix for suffix in _STATES if suffix in tensors]
+    found = [_word(tensors, suffix) for suffix in _STATES if _word(tensors, suffix) in tensors]
     if not found:
-        raise tensors.error("weight.absmax", f"has no {_STATES[0]} (or fp4) beside it")
+        raise tensors.error(
+            _word(tensors, "absmax"), f"has no {_word(tensors, _STATES[0])} (or fp4) beside it"
+        )
     return found[0]
 
 

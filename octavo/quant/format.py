@@ -52,17 +52,24 @@ class Format(Protocol):
 
 def tensor_name(stem: str, suffix: str) -> str:
     """The tensor of module `stem` that ends with `suffix`: behind a dot, but for one that begins with `_` or
-    with a dot of its own.
+    with a dot of its own; the module itself for none.
     """
-    return f"{stem}{suffix}" if suffix.startswith(("_", ".")) else f"{stem}.{suffix}"
+    return f"{stem}{suffix}" if not suffix or suffix.startswith(("_", ".")) else f"{stem}.{suffix}"
 
 
 class Tensors:
-    """The tensors of one quantized module; what is asked of them is checked first."""
+    """The tensors of one quantized module; what is asked of them is checked first.
 
-    def __init__(self, stem: str, suffixes: tuple[str, ...], store: Store) -> None:
+    `stack`: (number of this expert, experts) where a module holds all of a layer. What has a dimension for
+    them, [experts, a, b, ...], is this expert's already; what has not is all of theirs.
+    """
+
+    def __init__(
+        self, stem: str, suffixes: tuple[str, ...], store: Store, stack: tuple[int, int] = (0, 1)
+    ) -> None:
         self.stem = stem
         self.suffixes = suffixes
+        self.stack = stack
         self._store = store
 
     def __contains__(self, suffix: str) -> bool:

@@ -5,6 +5,8 @@ A module X stands as `X.weight`, 8-bit floats [rows, cols], beside one of
 - `X.weight_scale`: one number for the matrix or one for each row;
 - `X.weight_scale_inv`: one for each block of `weight_block_size`, the last ones of a row or column cut short.
 
+Stacks of experts are `X` [experts, rows, cols] and `X_scale_inv` [experts, ...].
+
 The number is weight * scale; despite its name that of weight_scale_inv multiplies too. `X.input_scale`, with
 which others round activations to 8 bits, is not used: activations are floats here.
 """
@@ -24,24 +26,34 @@ class Fp8Checkpoint:
     """A checkpoint of 8-bit floats."""
 
     method = "fp8"
-    unused: tuple[str, ...] = (r"\.(input|output)_scale(_ub)?$", r"\.[kqv]_scale$", r"\.kv_scale$")
+    unused: tuple[str, ...] = (
+        r"\.(input|output)_scale(_ub)?$",
+        r"_activation_scale$",
+        r"\.[kqv]_scale$",
+        r"\.kv_scale$",
+    )
     growth = 1.0
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._block = block_of(config.get("weight_block_size"), "weight_block_size")
 
     def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
+        if f"{stem}_scale_inv" in present:
+            return ("", "_scale_inv")
         for scale in ("weight_scale_inv", "weight_scale"):
             if f"{stem}.{scale}" in present:
                 return ("weight", scale)
         return ()
 
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
-        suffix = tensors.suffixes[1]
+        weight, suffix = tensors.suffixes
         shape = tensors.stored(suffix).shape
-        block = self._block if suffix == "weight_scale_inv" and len(shape) == 2 else None
+        block = self._block if suffix.endswith("_scale_inv") and len(shape) == 2 else None
+        if not weight and shape == (2, 1) and (block is None or -(-rows // block[0]) != 2):
+            # One for gate and one for up, which stand below each other.
+            block = (-(-rows // 2), cols)
         scale, group = small_floats.spread(tensors, suffix, rows, cols, block=block)
-        return small_floats.fp8(tensors, rows, cols, scale, group)
+        return small_floats.fp8(tensors, rows, cols, scale, group, weight)
 
 
 def block_of(value: object, key: str) -> tuple[int, int] | None:

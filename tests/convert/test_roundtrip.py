@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from octavo.build.quantize import quantize
 from octavo.build.shard import shard
 from octavo.build.source import Source, open_source
 from octavo.convert.gguf import convert
+from octavo.convert.gguf_file import Tensor, write_gguf
 from octavo.errors import UnsupportedModel
 from octavo.models.registry import lookup
 from octavo.ops.contract import Limits, Precision
@@ -115,6 +117,63 @@ def test_quantized_types_lose_little(outtype: str, tmp_path: Path) -> None:
     error = np.sqrt(np.square(logits(after) - expected).mean()) / expected.std()
     assert error <= QUANTIZED[outtype], error
     assert after.quantized == (outtype not in ("f16", "bf16"))
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """What the file would hold."""
+    return np.concatenate(
+        [np.ascontiguousarray(chunk).reshape(-1).view(np.uint8) for chunk in tensor.chunks()]
+    )
+
+
+def single(tensors: list[Tensor]) -> list[Tensor]:
+    """Each expert by itself, as the first files of Mixtral have it."""
+    found = []
+    for tensor in tensors:
+        if "_exps." not in tensor.name:
+            found.append(tensor)
+            continue
+        for e, one in enumerate(bytes_of(tensor).reshape(tensor.shape[0], -1)):
+            name = tensor.name.replace("_exps.", f".{e}.")
+            found.append(Tensor(name, tensor.shape[1:], tensor.type, lambda one=one: iter([one])))
+    return found
+
+
+def fused(tensors: list[Tensor]) -> list[Tensor]:
+    """Gate and up in one stack, gate first."""
+    named = {tensor.name: tensor for tensor in tensors}
+    found = []
+    for tensor in tensors:
+        if "ffn_up_exps" in tensor.name:
+            continue
+        if "ffn_gate_exps" in tensor.name:
+            count, rows, cols = tensor.shape
+            parts = [
+                bytes_of(t).reshape(count, -1) for t in (tensor, named[tensor.name.replace("gate", "up")])
+            ]
+            both = np.concatenate(parts, axis=1)
+            name = tensor.name.replace("ffn_gate_exps", "ffn_gate_up_exps")
+            tensor = Tensor(name, (count, 2 * rows, cols), tensor.type, lambda both=both: iter([both]))
+        found.append(tensor)
+    return found
+
+
+@pytest.mark.parametrize("spelled", [single, fused])
+def test_other_spellings_of_experts_are_the_same_model(
+    spelled: Callable[[list[Tensor]], list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    source, stacked = both(Case("mixtral-spelled", "Mixtral", {"num_local_experts": 4}), tmp_path, "q8_0")
+
+    def written(path: Path, metadata: Any, tensors: list[Tensor], *rest: Any) -> int:
+        return write_gguf(path, metadata, spelled(tensors), *rest)
+
+    monkeypatch.setattr("octavo.convert.gguf.write_gguf", written)
+    convert(source.folder, tmp_path / "other" / "m.gguf", "q8_0")
+    other = open_source(tmp_path / "other" / "m.gguf", read_json)
+    assert other.gguf is not None
+    assert not any("ffn_gate_exps" in name for name in other.gguf.names())
+    np.testing.assert_array_equal(logits(other), logits(stacked))
 
 
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {

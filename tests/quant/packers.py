@@ -203,14 +203,25 @@ def fp4(rng: Rng, rows: int, cols: int, *, nv: bool) -> Module:
 
 
 def bnb4(
-    rng: Rng, rows: int, cols: int, *, block: int = 64, nested: bool = False, fp4: bool = False
+    rng: Rng,
+    rows: int,
+    cols: int,
+    *,
+    block: int = 64,
+    nested: bool = False,
+    fp4: bool = False,
+    shape: list[int] | None = None,
 ) -> Module:
     """bitsandbytes' 4 bits: blocks over the flattened matrix, the first code of two in the high half."""
     count = rows * cols
     blocks = -(-count // block)
     table = np.sort(rng.uniform(-1, 1, 16)).astype(np.float32)
     codes = rng.integers(0, 16, count)
-    state: dict[str, Any] = {"blocksize": block, "quant_type": "fp4" if fp4 else "nf4", "shape": [rows, cols]}
+    state: dict[str, Any] = {
+        "blocksize": block,
+        "quant_type": "fp4" if fp4 else "nf4",
+        "shape": shape or [rows, cols],
+    }
     tensors: dict[str, Any] = {"weight.quant_map": table}
     if nested:
         inner = rng.uniform(-1, 1, 256).astype(np.float32)

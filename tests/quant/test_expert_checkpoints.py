@@ -198,6 +198,61 @@ def test_experts_of_gptq(tmp_path: Path) -> None:
     assert np.abs(answers[0] - answers[1]).max() <= 1e-4 * answers[0].std()
 
 
+def stacked_fp8(rng: np.random.Generator, scales: str) -> tuple[Tensors, dict[str, np.ndarray]]:
+    """Stacks of 8-bit floats as transformers saves them, and their numbers."""
+    found: Tensors = {}
+    values = {}
+    for name, (rows, cols) in (("gate_up_proj", (2 * FFN, HIDDEN)), ("down_proj", (HIDDEN, FFN))):
+        made = [
+            packers.fp8(rng, rows, cols, scales="matrix" if scales == "halves" else scales)
+            for _ in range(COUNT)
+        ]
+        stem = f"{NEW}.experts.{name}"
+        found[stem] = (np.stack([tensors["weight"][0] for tensors, _ in made]), "float8_e4m3fn")
+        scale = np.stack([tensors["weight_scale"] for tensors, _ in made])
+        values[stem] = np.stack([numbers for _, numbers in made])
+        if scales == "halves":
+            scale = scale.reshape(COUNT, 1, 1)
+            if name == "gate_up_proj":
+                scale = np.concatenate([scale, 3 * scale], axis=1)
+                values[stem][:, FFN:] *= 3
+        found[f"{stem}_scale_inv"] = scale
+        found[f"{stem}_activation_scale"] = np.ones(COUNT, np.float32)
+    return found, values
+
+
+@pytest.mark.parametrize("scales", ["block", "row", "halves"])
+def test_stacks_of_8_bit_floats(scales: str, tmp_path: Path) -> None:
+    said = {"quant_method": "fp8", **({"weight_block_size": [128, 128]} if scales == "block" else {})}
+    stored, plain = stacked_fp8(np.random.default_rng(2), scales)
+    answers = []
+    for name, tensors, config in (("a", plain, {}), ("b", stored, {"quantization_config": said})):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, {**others(), **tensors})
+        answers.append(logits(tmp_path / name, {**MIXTRAL, **config}))
+    assert np.abs(answers[0] - answers[1]).max() <= 1e-4 * answers[0].std()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_stacks_of_bitsandbytes(nested: bool, tmp_path: Path) -> None:
+    stored: Tensors = {}
+    plain = {}
+    for name, (rows, cols) in (("gate_up_proj", (2 * FFN, HIDDEN)), ("down_proj", (HIDDEN, FFN))):
+        stem, shape = f"{NEW}.experts.{name}", [COUNT, rows, cols]
+        tensors, values = packers.bnb4(
+            np.random.default_rng(rows), COUNT * rows, cols, nested=nested, shape=shape
+        )
+        stored |= {f"{stem}{suffix.removeprefix('weight')}": tensor for suffix, tensor in tensors.items()}
+        plain[stem] = values.reshape(shape)
+    config = {**MIXTRAL, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    answers = []
+    for folder, some, how in ((tmp_path / "a", plain, MIXTRAL), (tmp_path / "b", stored, config)):
+        folder.mkdir()
+        write(folder, {**others(), **some})
+        answers.append(logits(folder, how))
+    assert np.abs(answers[0] - answers[1]).max() <= 1e-4 * answers[0].std()
+
+
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_experts_are_rounded_and_their_router_is_not(method: str, tmp_path: Path) -> None:
     write(tmp_path, {**others(), **spelled("w1")})
