@@ -71,7 +71,6 @@ class Renderer:
         self._logprobs: list[TokenLogprob] = []
         self._unspent: list[TokenLogprob] = []
         """Of tokens whose text is still to come."""
-        self._reasoning_tokens = 0
         self._decode = decode
         self._tokens: list[int] = []
 
@@ -91,7 +90,6 @@ class Renderer:
 
     def add(self, event: Event) -> None:
         """Take in one event of the only sequence."""
-        self._reasoning_tokens += event.reasoning_tokens
         if self._decode is not None:
             self._tokens.extend(event.tokens)
         if self._speller is not None and event.logprobs:
@@ -145,7 +143,7 @@ class Renderer:
             input_tokens=usage.prompt,
             input_tokens_details=InputDetails(cached_tokens=usage.cached),
             output_tokens=usage.completion,
-            output_tokens_details=OutputDetails(reasoning_tokens=self._reasoning_tokens),
+            output_tokens_details=OutputDetails(reasoning_tokens=usage.reasoning),
             total_tokens=usage.prompt + usage.completion,
         )
 
