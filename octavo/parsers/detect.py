@@ -27,7 +27,11 @@ _TOOLS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<｜tool▁call▁begin｜>", "```json"), "deepseek_v3"),
     (("<｜tool▁call▁begin｜>",), "deepseek_v31"),
     (("<|tool_call_argument_begin|>",), "kimi_k2"),
+    (("]<]minimax[>[",), "minimax_m3"),
+    (("<start_function_call>",), "functiongemma"),
+    (("<|tool_call>", "<tool_call|>"), "gemma4"),
     (("<minimax:tool_call>",), "minimax_m2"),
+    (("<steptml:invoke",), "step3"),
     (("<seed:tool_call>",), "seed_oss"),
     (("<longcat_tool_call>",), "longcat"),
     (("<arg_key>",), "glm45"),
@@ -58,6 +62,7 @@ _REASONING: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "<|message|>"), HARMONY_REASONING),
     (("<seed:think>",), "seed_oss"),
     (("[THINK]",), "mistral"),
+    (("<|channel>", "<channel|>"), "gemma4"),
     (("◁think▷",), "kimi"),
     (("<|inner_prefix|>",), "apertus"),
     (("<|START_THINKING|>",), "cohere_command3"),
@@ -72,9 +77,9 @@ _REASONING: tuple[tuple[tuple[str, ...], str], ...] = (
 )
 
 
-_NO_TOOLS = """deepseek_v4 deepseek_v41 dots functiongemma gemma4 hf hy_v3 hy_v4 inkling k2_horizon kimi_k3
-ling3 minicpm5 minimax_m3 muse_glimmer plamo3 poolside_v1 qwen3_json step3"""
-_NO_REASONING = """gemma4 hf hy_v3 hy_v4 inkling k2_horizon kimi_k3 ling3 minicpmv minimax_m2_append_think
+_NO_TOOLS = """deepseek_v4 deepseek_v41 dots hf hy_v3 hy_v4 inkling k2_horizon kimi_k3
+ling3 minicpm5 muse_glimmer plamo3 poolside_v1 qwen3_json"""
+_NO_REASONING = """hf hy_v3 hy_v4 inkling k2_horizon kimi_k3 ling3 minicpmv minimax_m2_append_think
 minimax_m3 muse_glimmer plamo3 poolside_v1 granite_thinking_parser deepseek_v41"""
 """vLLM's names of formats that are not here."""
 

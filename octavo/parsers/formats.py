@@ -9,7 +9,9 @@ import re
 
 import msgspec
 
+from octavo.parsers.gemma_calls import gemma_calls
 from octavo.parsers.json_calls import Body, Keys, json_calls, mistral_calls, named_calls
+from octavo.parsers.nested_tags import nested_calls
 from octavo.parsers.pythonic import pythonic_calls
 from octavo.parsers.reader import Broken, Reader, Steps
 from octavo.parsers.sink import Sink
@@ -126,6 +128,16 @@ _INVOKE = Tags(
     end="</invoke>",
     trim=True,
 )
+_STEP = Tags(
+    call=('<steptml:invoke name="',),
+    name_ends=('">',),
+    parameter='<steptml:parameter name="',
+    key_ends=('">',),
+    value_end="</steptml:parameter>",
+    end="</steptml:invoke>",
+)
+_STEP_DROPS = ("<｜tool_calls_begin｜>", "<｜tool_call_end｜>", "<｜tool_calls_end｜>")
+_M3 = "]<]minimax[>["
 _PYTHON_MARKS = ("<|python_start|>", "<|python_end|>")
 _COMMAND_KEYS = Keys(name=("tool_name",), arguments=("parameters",))
 _STRICT = Keys(needs_arguments=True)
@@ -203,6 +215,26 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
         body=tagged_calls(_INVOKE),
         drops=("<minimax:tool_call>", "</minimax:tool_call>"),
     ),
+    "minimax_m3": ToolFormat(
+        opens=(f'{_M3}<invoke name="',),
+        body=nested_calls(_M3),
+        drops=(f"{_M3}<tool_call>", f"{_M3}</tool_call>"),
+    ),
+    "step3": ToolFormat(
+        opens=_STEP.call,
+        body=tagged_calls(_STEP),
+        drops=("<｜tool_call_begin｜>function<｜tool_sep｜>", *_STEP_DROPS),
+    ),
+    "functiongemma": ToolFormat(
+        opens=("<start_function_call>",),
+        body=gemma_calls("<escape>", "<end_function_call>"),
+        closes=("<escape>", "<end_function_call>"),
+    ),
+    "gemma4": ToolFormat(
+        opens=("<|tool_call>",),
+        body=gemma_calls('<|"|>', "<tool_call|>"),
+        closes=('<|"|>', "<tool_call|>"),
+    ),
     "gigachat3": ToolFormat(
         opens=(
             "<|message_sep|>\n\nfunction call<|role_sep|>\n",
@@ -251,6 +283,7 @@ REASONING_FORMATS: dict[str, ReasoningFormat] = {
     "mistral": ReasoningFormat(starts=("[THINK]",), ends=("[/THINK]",), implicit=True),
     "hunyuan_a13b": msgspec.structs.replace(_THINK, drops=("<answer>", "</answer>")),
     "kimi": ReasoningFormat(starts=("◁think▷",), ends=("◁/think▷",)),
+    "gemma4": ReasoningFormat(starts=("<|channel>thought\n", "<|channel>thought"), ends=("<channel|>",)),
     "seed_oss": ReasoningFormat(starts=("<seed:think>",), ends=("</seed:think>",)),
     "apertus": ReasoningFormat(starts=("<|inner_prefix|>",), ends=("<|inner_suffix|>",)),
     "cohere_command3": ReasoningFormat(

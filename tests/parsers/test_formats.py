@@ -48,6 +48,13 @@ ONE_CALL = {
     '<|tool_call_argument_begin|>{"city": "Paris"}<|tool_call_end|><|tool_calls_section_end|>',
     "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Paris</parameter>\n'
     "</invoke>\n</minimax:tool_call>",
+    "minimax_m3": ']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="weather">]<]minimax[>[<city>Paris'
+    "]<]minimax[>[</city>]<]minimax[>[</invoke>]<]minimax[>[</tool_call>",
+    "step3": "<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜>"
+    '<steptml:invoke name="weather"><steptml:parameter name="city">Paris</steptml:parameter></steptml:invoke>'
+    "<｜tool_call_end｜><｜tool_calls_end｜>",
+    "functiongemma": "<start_function_call>call:weather{city:<escape>Paris<escape>}<end_function_call>",
+    "gemma4": '<|tool_call>call:weather{city:<|"|>Paris<|"|>}<tool_call|>',
     "gigachat3": 'function call<|role_sep|>\n{"name": "weather", "arguments": {"city": "Paris"}}',
     "apertus": '<|tools_prefix|>[{"weather": {"city": "Paris"}}]<|tools_suffix|>',
     "cohere_command3": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "weather", "parameters": '
@@ -207,6 +214,22 @@ def test_types_come_from_the_schema() -> None:
     }
 
 
+def test_gemmas_values() -> None:
+    values = 's:<|"|>a "b", {c}<|"|>,n:-1.5,t:true,z:null,l:[1,<|"|>x<|"|>,[]],o:{k:2,"q":{}},w:bare word'
+    text = f"<|tool_call>call:add{{{values}}}<tool_call|><|tool_call>call:add{{}}<tool_call|>"
+    calls = everywhere(form_of("gemma4"), Ask(tools=OFFERED), text).calls
+    assert json.loads(calls[0]["arguments"]) == {
+        "s": 'a "b", {c}',
+        "n": -1.5,
+        "t": True,
+        "z": None,
+        "l": [1, "x", []],
+        "o": {"k": 2, "q": {}},
+        "w": "bare word",
+    }
+    assert calls[1]["arguments"] == "{}"
+
+
 def test_a_string_argument_is_given_as_it_comes() -> None:
     from octavo.parsers.parser import ReplyParser
 
@@ -286,7 +309,7 @@ def test_formats_are_read_off_the_template(template: str, wanted: tuple[str, str
 
 def test_names_of_formats() -> None:
     assert reply_format("none", "none", "<tool_call> </think>") == ReplyFormat()
-    assert reply_format("gemma4", "auto", "<tool_call> tools").tool_name == "hermes"
+    assert reply_format("inkling", "auto", "<tool_call> tools").tool_name == "hermes"
     with pytest.raises(ConfigError, match="hermes"):
         reply_format("hermse", "auto", None)
 
