@@ -240,3 +240,23 @@ def test_bad_tools_are_refused_by_name(served: Any, fields: dict[str, Any], para
     with pytest.raises(openai.BadRequestError) as error:
         ask(served, "x", **fields)
     assert error.value.param == param
+
+
+def test_a_forced_call_is_read_from_its_json(served: Any) -> None:
+    both = '<think>Hm</think>[{"name": "weather", "arguments": {"city": "Rome"}}]'
+    choice = ask(served, both, tool_choice="required").choices[0]
+    assert (choice.message.content, choice.message.reasoning, choice.finish_reason) == (
+        None,
+        "Hm",
+        "tool_calls",
+    )
+    assert choice.message.tool_calls[0].function.arguments == '{"city": "Rome"}'
+    named = {"type": "function", "function": {"name": "weather"}}
+    choice = ask(served, '{"city": "Rome"}', tool_choice=named).choices[0]
+    assert (choice.message.content, choice.finish_reason) == (None, "stop")
+    assert choice.message.tool_calls[0].function.name == "weather"
+    pieces = [
+        chunk.choices[0].delta.tool_calls for chunk in ask(served, both, tool_choice="required", stream=True)
+    ]
+    text = "".join(piece[0].function.arguments for piece in pieces if piece)
+    assert json.loads(text) == {"city": "Rome"}
