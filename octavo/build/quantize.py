@@ -43,7 +43,7 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
 }
 """`quant_method` of the config -> the format it describes. A format is one file of octavo/quant."""
 
-_FILES = ("quantize_config.json", "quant_config.json")
+_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where quantizers wrote what config.json does not say."""
 
 
@@ -91,6 +91,9 @@ def _method(config: dict[str, Any]) -> str:
         return _spelled(named)
     if "w_bit" in config or "q_group_size" in config:
         return "awq"
+    inside = config.get("quantization")
+    if "quant_algo" in (inside if isinstance(inside, dict) else config):
+        return "modelopt"
     if "config_groups" in config:
         return "compressed-tensors"
     return "gptq" if "bits" in config else "unnamed"
