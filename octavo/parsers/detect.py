@@ -130,10 +130,16 @@ def _there(flag: str, name: str, names: tuple[str, ...], foreign: str) -> str:
     )
 
 
-def thinking_state(form: ReplyFormat, prompt: str) -> bool | None:
-    """Whether the end of a rendered prompt has opened the reasoning, closed it, or says nothing."""
+def thinking_state(form: ReplyFormat, prompt: str, *, continues: bool = False) -> bool | None:
+    """Whether the end of a rendered prompt has opened the reasoning, closed it, or says nothing.
+
+    `continues`: the prompt ends inside the assistant's own message, which may hold more than the marks.
+    """
     if form.reasoning is None:
         return None
+    if continues:
+        started = max(prompt.rfind(mark) for mark in form.reasoning.starts)
+        return started > max(prompt.rfind(mark) for mark in form.reasoning.ends)
     tail = prompt.rstrip()
     if tail.endswith(form.reasoning.starts):
         return True

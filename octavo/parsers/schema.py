@@ -10,7 +10,7 @@ from typing import Any
 from octavo.parsers.json_text import normalised
 
 _ALL = frozenset(("string", "integer", "number", "boolean", "null", "array", "object"))
-_MAX_DEPTH = 8
+_MAX_DEPTH = 16
 
 
 def parameter(tool: Mapping[str, Any] | None, name: str) -> tuple[Any, Any]:
@@ -20,25 +20,32 @@ def parameter(tool: Mapping[str, Any] | None, name: str) -> tuple[Any, Any]:
     return found, tool
 
 
-def kinds(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
+def kinds(schema: Any, root: Any) -> frozenset[str]:
     """JSON types that a schema allows; all of them when it does not say."""
+    return _kinds(schema, root, set(), 0) or _ALL
+
+
+def _kinds(schema: Any, root: Any, seen: set[str], depth: int) -> frozenset[str]:
+    """The same; none for a reference in `seen`, which counts once, so that circles of them end."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return _ALL
     if isinstance(reference := schema.get("$ref"), str):
-        return kinds(_follow(reference, root), root, depth + 1)
+        if reference in seen:
+            return frozenset()
+        seen.add(reference)
+        return _kinds(_follow(reference, root), root, seen, depth + 1)
     said = schema.get("type")
-    if isinstance(said, str):
-        return frozenset((said,)) & _ALL or _ALL
-    if isinstance(said, list):
-        return frozenset(kind for kind in said if isinstance(kind, str)) & _ALL or _ALL
+    if isinstance(said, (str, list)):
+        listed = [said] if isinstance(said, str) else said
+        return frozenset(kind for kind in listed if isinstance(kind, str)) & _ALL or _ALL
     for key in ("anyOf", "oneOf"):
         if isinstance(options := schema.get(key), list) and options:
-            return frozenset().union(*(kinds(option, root, depth + 1) for option in options))
+            return frozenset().union(*(_kinds(option, root, seen, depth + 1) for option in options))
     if isinstance(parts := schema.get("allOf"), list) and parts:
         found = _ALL
         for part in parts:
-            found &= kinds(part, root, depth + 1)
-        return found or _ALL
+            found &= _kinds(part, root, seen, depth + 1) or _ALL
+        return found
     values = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(values, list) and values:
         return frozenset(map(_kind, values))

@@ -28,7 +28,7 @@ class Replies:
             return None, frozenset()
         ask = Ask(
             tools=tools,
-            opened=thinking_state(self.form, prompt or ""),
+            opened=self._opened(chat, prompt),
             whole=chat.whole,
             one_call=not chat.parallel_tool_calls,
             forced=forced,
@@ -47,7 +47,7 @@ class Replies:
         if self.form.harmony:
             return _FINAL, ()
         marks = self.form.reasoning
-        state = thinking_state(self.form, prompt or "")
+        state = self._opened(chat, prompt)
         if marks is None or state is False:
             return (), ()
         ends = tuple(end.encode() for end in marks.ends)
@@ -55,6 +55,10 @@ class Replies:
             return ends, ()
         opens = tuple(i for start in marks.starts if (i := self._token(start)) is not None)
         return (ends, opens) if opens else ((), ())
+
+    def _opened(self, chat: ChatOptions, prompt: str | None) -> bool | None:
+        """Whether the prompt has opened the reasoning (True), closed it (False), or neither."""
+        return thinking_state(self.form, prompt or "", continues=chat.continue_final_message)
 
     def _token(self, text: str) -> int | None:
         return self._tokenizer.token_id(text) if self._tokenizer is not None else None

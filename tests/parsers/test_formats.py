@@ -214,6 +214,14 @@ def test_types_come_from_the_schema() -> None:
     }
 
 
+def test_a_schema_that_runs_in_circles_costs_nothing() -> None:
+    circle = {"anyOf": [{"$ref": f"#/properties/{name}"} for name in "ab"] * 50}
+    schema = {"type": "object", "properties": {"a": circle, "b": circle}}
+    text = "<function=f><parameter=a>5</parameter></function>"
+    (call,) = Reply(form_of("qwen3_coder"), Ask(tools=tools(f=schema)), [text]).calls
+    assert call["arguments"] == '{"a": 5}'
+
+
 def test_gemmas_values() -> None:
     values = 's:<|"|>a "b", {c}<|"|>,n:-1.5,t:true,z:null,l:[1,<|"|>x<|"|>,[]],o:{k:2,"q":{}},w:bare word'
     text = f"<|tool_call>call:add{{{values}}}<tool_call|><|tool_call>call:add{{}}<tool_call|>"
@@ -244,6 +252,8 @@ def test_reasoning_that_the_prompt_opened_or_closed() -> None:
     assert thinking_state(form, "<|im_start|>assistant\n<think>\n") is True
     assert thinking_state(form, "<|im_start|>assistant\n<think>\n\n</think>\n\n") is False
     assert thinking_state(form, "<|im_start|>assistant\n") is None
+    assert thinking_state(form, "assistant\n<think>I was", continues=True) is True
+    assert thinking_state(form, "assistant\n<think>x</think>And so", continues=True) is False
     text = "Hm.\n</think>\n\n" + ONE_CALL["hermes"]
     reply = everywhere(form, Ask(tools=OFFERED, opened=True), text)
     assert (reply.text, reply.reasoning, len(reply.calls)) == ("", "Hm.", 1)
