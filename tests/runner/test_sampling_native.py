@@ -178,6 +178,53 @@ def test_uniform_is_the_same_number_natively(seed: int, position: int) -> None:
     assert 0.0 <= reference.uniform(seed, position) < 1.0
 
 
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 1000, 3000])
+def test_masks_agree(vocab: int) -> None:
+    """A row's mask leaves only its tokens, alone and beside allowed ids, bans and biases; -1 is no mask."""
+    rng = np.random.default_rng(vocab)
+    x = logits_of("normal", 24, vocab)
+    words = (vocab + 1 + 31) // 32
+    masks = rng.integers(-(2**31), 2**31, (5, words)).astype(np.int32)
+    masks[0], masks[1] = -1, 0
+    masks[1, 0] = 1
+    places = np.array([row % 6 - 1 for row in range(24)], np.int32)
+    for fields in (
+        {"temperature": 0.0},
+        {"temperature": 1.0, "logit_bias": ((0, 3.0),)},
+        {"temperature": 0.0, "allowed_ids": tuple(range(0, vocab, 2))},
+        {"temperature": 1.0, "bad_words": ((0,),)},
+    ):
+        answers = []
+        for native in (True, False):
+            sampler = Sampler(vocab, 24, native=native)
+            for row in range(24):
+                sampler.add(row, SamplingSpec(max_tokens=1, seed=row, **fields), (), ())
+            changes = sampler._changes(range(24))
+            rows = np.arange(24, dtype=np.int32)
+            answers.append(
+                sampler._sample(
+                    x, rows, sampler._reals, sampler._integers, *changes, None, None, (places, masks)
+                )
+            )
+        native_tokens, slow_tokens = answers[0][0], answers[1][0]
+        assert (answers[0][1] == answers[1][1]).all()
+        assert (native_tokens == slow_tokens).mean() > 0.95, "rounding at most"
+        for row, token in enumerate(native_tokens.tolist()):
+            if token >= 0 and places[row] >= 0:
+                assert masks[places[row], token // 32] >> (token % 32) & 1
+
+
+def test_masks_of_a_wrong_shape_are_refused() -> None:
+    sampler = Sampler(64, 1)
+    sampler.add(0, SamplingSpec(max_tokens=1), (), ())
+    given = (np.zeros((1, 64), np.float32), np.zeros(1, np.int32), sampler._reals, sampler._integers)
+    for places, words in ((np.zeros(1, np.int32), 1), (np.ones(1, np.int32), 2), (np.zeros(2, np.int32), 2)):
+        with pytest.raises(ValueError, match="mask"):
+            sampler._sample(
+                *given, *sampler._changes([0]), None, None, (places, np.zeros((1, words), np.int32))
+            )
+
+
 @pytest.mark.parametrize("vocab", [1, 5, 17, 1000, 3000])
 @pytest.mark.parametrize("kind", ["normal", "ties", "holes"])
 def test_edits_agree(kind: str, vocab: int) -> None:
