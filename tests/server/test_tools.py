@@ -192,6 +192,13 @@ def test_thinking_turned_off_by_the_prompt(served: Any) -> None:
     assert served[0].prompts[-1].endswith("</think>\n\n")
 
 
+def test_an_effort_of_none_turns_thinking_off(served: Any) -> None:
+    ask(served, "Yes.", reasoning_effort="none")
+    assert served[0].prompts[-1].endswith("</think>\n\n")
+    ask(served, "Yes.", reasoning_effort="low")
+    assert served[0].prompts[-1].endswith("assistant\n")
+
+
 def test_reasoning_can_be_left_out(served: Any) -> None:
     text = "<think>Hm</think>Yes"
     message = ask(served, text, extra_body={"include_reasoning": False}).choices[0].message

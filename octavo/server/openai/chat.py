@@ -300,6 +300,9 @@ def chat_options(body: ChatRequest, settings: ServerSettings) -> ChatOptions:
     kwargs = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+        if body.reasoning_effort == "none":  # few templates know efforts, most know one of these
+            kwargs.setdefault("enable_thinking", False)
+            kwargs.setdefault("thinking", False)
     choice, name = tool_choice(body.tool_choice)
     hidden = choice == "none" and settings.exclude_tools_when_none
     return ChatOptions(
