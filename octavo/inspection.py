@@ -40,10 +40,22 @@ _ROLES = (
     ("feed-forward", r"mlp|ffn|feed_forward|\bfc\d?\b"),
 )
 """What a tensor is for, by a word of its name; the first that fits."""
-_PACKED = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "absmax")
+_PACKED = (
+    "qweight",
+    "weight_packed",
+    "weight_scale",
+    "_scale_inv",
+    "SCB",
+    "absmax",
+    ".W_q",
+    "._weight_qdata",
+)
 """Words behind a module's name that only a quantized one has."""
 _BESIDE = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|weight_\w+|input_\w+|SCB|weight\.\w+|weight_format|weight)$"
+    r"\.(qweight|qzeros|scales|g_idx|weight_\w+|input_\w+|SCB|weight\.\w+|weight_format|weight|_weight_\w+"
+    r"|W_q|scale|zero|nbits|shape|axis|packing|group_size|view_as_float|unpack_view_dtype|compute_dtype"
+    r"|quant_\w+|pre_quant_scale|offload_meta|encoded_state_dict|stores_quant_config|channel_wise|optimize"
+    r"|round_zero)$|_(scale_inv|activation_scale|blocks|scales)$|\.(nested_)?(absmax|quant_map)$|\.quant_state\.\w+$"
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
 _BASE_BYTES = 110 << 20
@@ -199,16 +211,19 @@ def _said(report: Report, path: Path, checkpoint: Checkpoint | GgufCheckpoint | 
     report.quantization = _quantization(raw.get("quantization_config"))
 
 
-def _quantization(config: object) -> str | None:
-    """A quantization config in a few words."""
+def _quantization(config: object, method: str = "") -> str | None:
+    """A quantization config in a few words; `method` where it is known better than the config says it."""
     if not isinstance(config, dict):
         return None
-    words = [str(config.get("quant_method") or "quantized")[:40]]
+    words = [method or str(config.get("quant_method") or "quantized")[:40]]
     groups = config.get("config_groups")
     inner: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
     weights = inner.get("weights") if isinstance(inner, dict) else None
-    said = weights if isinstance(weights, dict) else config
-    bits = said.get("num_bits") or said.get("bits") or said.get("w_bit")
+    said = weights if isinstance(weights, dict) else _inner(config)
+    kind = said.get("quant_algo") or said.get("_type")
+    if isinstance(kind, str):
+        words.append(kind[:60])
+    bits = said.get("num_bits") or said.get("bits") or said.get("w_bit") or said.get("nbits")
     group = said.get("group_size") or said.get("q_group_size")
     if config.get("load_in_4bit"):
         words.append(str(config.get("bnb_4bit_quant_type") or "fp4")[:10])
@@ -219,6 +234,18 @@ def _quantization(config: object) -> str | None:
     if isinstance(group, int) and group > 0:
         words.append(f"groups of {group}")
     return ", ".join(words)
+
+
+def _inner(config: dict[str, Any]) -> dict[str, Any]:
+    """Where HQQ, Model Optimizer and torchao say what they have done; else the config itself."""
+    for path in (("quant_config", "weight_quant_params"), ("quantization",), ("quant_type", "default")):
+        found: Any = config
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            return found
+    kind = config.get("quant_type")
+    return {**config, "_type": kind} if isinstance(kind, str) else config
 
 
 def _text_side(report: Report, path: Path, gguf: GgufCheckpoint | None) -> None:
@@ -244,6 +271,8 @@ def _known(report: Report, known: Outline, config: EngineConfig) -> None:
     report.architecture = arch.architecture
     report.family = family.declare.__module__.rpartition(".")[2]
     report.dtype, report.runs_in = arch.dtype or report.dtype, known.dtype
+    if known.stored is not None:
+        report.quantization = _quantization(arch.quantization, known.stored.method)
     report.shape = {
         "layers": arch.layers,
         "hidden": arch.hidden,

@@ -166,3 +166,37 @@ def test_a_broken_file_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(raw[:-8])
     with pytest.raises(CheckpointError, match="truncated"):
         inspect(config(tmp_path))
+
+
+FORMATS: dict[str, tuple[dict[str, Any], str]] = {
+    "hqq": (
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+        "hqq, 4 bits, groups of 64",
+    ),
+    "torchao": (
+        {
+            "quant_method": "torchao",
+            "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}},
+        },
+        "torchao, Int8WeightOnlyConfig",
+    ),
+    "modelopt": (
+        {"quantization": {"quant_algo": "NVFP4", "group_size": 16}},
+        "modelopt, NVFP4, groups of 16",
+    ),
+    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq, 4 bits, groups of 128"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_named(name: str, folder: Path, tmp_path: Path) -> None:
+    said, words = FORMATS[name]
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    if name == "modelopt":
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(said))
+    else:
+        raw = json.loads((folder / "config.json").read_text())
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").write_text(json.dumps({**raw, "quantization_config": said}))
+    assert inspect(config(tmp_path)).quantization == words
