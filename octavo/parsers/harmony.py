@@ -27,6 +27,8 @@ _TO = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _FUNCTIONS = "functions."
 _MAX_HEADER = 512
+_BETWEEN = "\n\n"
+"""Between two messages of one channel; white space at a seam, so that nothing of it stands alone."""
 
 
 def harmony(reader: Reader, sink: Sink) -> Steps[None]:
@@ -48,6 +50,8 @@ def harmony(reader: Reader, sink: Sink) -> Steps[None]:
             # A tool that nobody offered: what the model did in its head.
             mark = yield from _reasoning(reader, sink)
         else:
+            sink.seam()
+            sink.content.add(_BETWEEN)
             mark = yield from reader.until(_END, sink.content.add)
             sink.seam()
         if mark is not None and (yield from reader.spaces()) == "":
@@ -67,6 +71,7 @@ def _header(reader: Reader, mark: str) -> Steps[str]:
 def _reasoning(reader: Reader, sink: Sink) -> Steps[str | None]:
     """A message that is not for the user; the mark that ended it."""
     sink.thinking = True
+    sink.reasoning.add(_BETWEEN)
     mark = yield from reader.until(_END, sink.reasoning.add)
     sink.thinking = False
     sink.reasoning.seam()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
-from parser_replies import TEMPLATES, Reply, cases, tools
+from parser_replies import CASES, TEMPLATES, Reply, cases, tools
 
 from octavo.parsers.detect import reply_format
 from octavo.parsers.parser import Ask, ReplyFormat
@@ -97,3 +98,46 @@ def test_a_case_whole_and_cut_anywhere(case: dict[str, Any]) -> None:
     for call, want in zip(reply.calls, wanted, strict=True):
         assert json_or_text(call["arguments"]) == json_or_text(want["arguments"])
         assert call["id"] == want.get("id", call["id"])
+
+
+HARMONY = [
+    (
+        "test_does_not_drop_if_ongoing_analysis",
+        ("", "User asks: “What is the weather in SF?” We need to use lookup_weather tool."),
+        [("lookup_weather", '{"location": "San Francisco"}')],
+    ),
+    (
+        "test_preserve_cot",
+        ("2 + 2 equals 4.", 'User asks a simple question: "What is 2 + 2?" The answer: 4.'),
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "texts", "calls"), HARMONY)
+def test_the_first_reply_of_a_harmony_conversation(
+    name: str, texts: tuple[str, str], calls: list[tuple[str, str]]
+) -> None:
+    path = CASES / f"harmony/{name}.txt"
+    if not path.is_file():
+        pytest.skip("../shared is not there")
+    _, _, reply_text = path.read_text(encoding="utf-8").partition("<|start|>assistant")
+    text = re.split(r"<\|start\|>(?!assistant)", reply_text)[0]
+    form = reply_format("openai", "auto", None)
+    reply = Reply(form, Ask(tools=tools("lookup_weather")), [text])
+    assert reply.all == (*texts, calls)
+    for at in range(1, len(text)):
+        assert Reply(form, Ask(tools=tools("lookup_weather")), [text[:at], text[at:]]).all == reply.all, at
+
+
+def test_harmony_with_a_tool_of_nobody() -> None:
+    path = CASES / "harmony/test_streamable_parser.txt"
+    if not path.is_file():
+        pytest.skip("../shared is not there")
+    text = path.read_text(encoding="utf-8").split("<|call|>")[0]
+    form = reply_format("openai", "auto", None)
+    reply = Reply(form, Ask(), [text])
+    assert Reply(form, Ask(), list(text)).all == reply.all
+    assert (reply.text, reply.calls) == ("", [])
+    assert reply.reasoning.startswith('User asks "Who is')
+    assert "browse to confirm.\n\n{" in reply.reasoning

@@ -279,6 +279,8 @@ def test_harmony() -> None:
     assert (reply.text, reply.reasoning) == ("I look it up.", "Think.")
     assert reply.calls[0]["arguments"] == '{"city": "Paris"}'
     assert everywhere(form, Ask(), "Just text.").text == "Just text."
+    two = "<|channel|>commentary<|message|>First.<|end|><|start|>assistant<|channel|>final<|message|>Then."
+    assert everywhere(form, Ask(), two).text == "First.\n\nThen."
 
 
 def test_forced_calls() -> None:
