@@ -81,12 +81,12 @@ class Hqq:
         scale, zero = _by_group(tensors, "scale", count // group), _by_group(tensors, "zero", count // group)
         step = math.gcd(group, cols)
         if axis == 0 or step < min(_SMALLEST_GROUP, cols):
-            of = np.arange(count) % (count // group) if axis == 0 else np.arange(count) // group
-            numbers = (codes.astype(np.float32) - zero[of]) * scale[of]
+            folded = codes.reshape(group, -1) if axis == 0 else codes.reshape(-1, group)
+            by_group = (1, -1) if axis == 0 else (-1, 1)
+            numbers = (folded - zero.reshape(by_group)) * scale.reshape(by_group)
             return Dense.of(numbers.reshape(rows, cols).astype(np.float32, copy=False), _dtype(tensors))
-        of = np.arange(0, count, step) // group
-        down = turned(codes.reshape(rows, cols))
-        return grouped(down, bits, scale[of].reshape(rows, -1), zero[of].reshape(rows, -1), step, None)
+        parts = [np.repeat(part, group // step).reshape(rows, -1) for part in (scale, zero)]
+        return grouped(turned(codes.reshape(rows, cols)), bits, parts[0], parts[1], step, None)
 
 
 def _codes(tensors: Tensors, count: int, width: int) -> tuple[U8, int]:

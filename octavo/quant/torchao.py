@@ -7,7 +7,7 @@ Which subclass it is shows in the parts:
 - Float8Tensor: `qdata` 8-bit floats and `scale`, likewise;
 - Int4Tensor: `qdata` int8 [rows, cols / 2], codes -8 .. 7, the even column in the low half; `scale` and
   `zero_point` floats [cols / group, rows]: scale * code + zero_point;
-- Int4TilePackedTo4dTensor (tinygemm): `qdata` int32 [rows / 8, cols / 128, 32, 4], padded; `scale_and_zero`
+- Int4TilePackedTo4dTensor (tinygemm's): `qdata` int32 [rows / 8, cols / 128, 32, 4], padded; `scale_and_zero`
   [cols / group, rows, 2]: scale * (code - 8) + zero.
 
 `quant_type` in the config says how inputs are rounded, for all modules or by name.
@@ -138,7 +138,7 @@ def _spread(tensors: Tensors, suffix: str, rows: int, cols: int) -> tuple[F32, i
     shape = tensor.shape if len(tensor.shape) == 2 else (len(tensor.data.reshape(-1)), 1)
     if not shape[0] or not shape[1] or rows % shape[0] or cols % shape[1]:
         raise tensors.error(suffix, f"has shape {list(tensor.shape)}, which shares out no [{rows}, {cols}]")
-    if tensor.dtype in ("int8", "int32"):
+    if tensor.dtype in ("int8", "int32", "int64"):
         values = tensor.data.astype(np.float32)
     else:
         values = tensors.floats(suffix, tensor.shape)

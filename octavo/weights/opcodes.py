@@ -100,6 +100,10 @@ _OPAQUE = re.compile(
     r"(torchao(\.\w+)* \w+|torch (u?int\d+|b?float\d+(_e\w+)?|device)|torch.serialization _get_layout)"
 )
 """What stands in torchao's tensors beside their parts."""
+_INNER = ("original_weight_tensor", "tensor_impl")
+_CODES = ("int_data", "packed_weight", "float8_data")
+_DEEPEST = 3
+"""LinearActivationQuantizedTensor, AffineQuantizedTensor, and what that one is made of."""
 _MARK = object()
 
 
@@ -138,9 +142,22 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView]]:
             yield name, item
         elif isinstance(item, _Parts) and isinstance(name, str):
             module, dot, weight = name.rpartition(".")
-            for part, tensor in item.items.items():
-                if isinstance(tensor, TensorView) and isinstance(part, str):
-                    yield f"{module}{dot}_{weight}_{part}", tensor
+            for part, tensor in _leaves(item):
+                yield f"{module}{dot}_{weight}_{part}", tensor
+
+
+def _leaves(parts: _Parts) -> Iterator[tuple[str, TensorView]]:
+    """The tensors in a tensor by torchao's present names; earlier releases put one tensor into another."""
+    for _ in range(_DEEPEST):
+        inner = next(
+            (parts.items[name] for name in _INNER if isinstance(parts.items.get(name), _Parts)), None
+        )
+        if inner is None:
+            break
+        parts = inner
+    for name, tensor in parts.items.items():
+        if isinstance(tensor, TensorView) and isinstance(name, str):
+            yield ("qdata" if name in _CODES else name), tensor
 
 
 class _Machine:

@@ -72,7 +72,8 @@ def test_a_module_state_with_metadata_and_a_wrapper(tmp_path: Path) -> None:
     same(PickledFile(tmp_path / "m.pt"), wanted)
 
 
-def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("older", [False, True])
+def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: Any, older: bool) -> None:
     class Int8Tensor(torch.Tensor):
         """As torchao's: a wrapper around a tensor of codes and one of scales."""
 
@@ -83,8 +84,17 @@ def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: A
         def __init__(self, codes: Any, scale: Any) -> None:
             self.qdata, self.scale, self.block_size, self.zero_point = codes, scale, [1, 3], None
             self.how = Kind()
+            if older:
+                self.tensor_impl = Impl(codes, scale)
+                del self.qdata, self.scale
 
         __torch_dispatch__ = classmethod(lambda cls, *_: NotImplemented)
+
+    class Impl(Int8Tensor):
+        """What an AffineQuantizedTensor is made of."""
+
+        def __init__(self, codes: Any, scale: Any) -> None:
+            self.int_data, self.scale = codes, scale
 
     class Kind:
         def __init__(self) -> None:
@@ -93,7 +103,7 @@ def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: A
     module: Any = types.ModuleType("torchao.quantization")
     monkeypatch.setitem(sys.modules, "torchao", types.ModuleType("torchao"))
     monkeypatch.setitem(sys.modules, "torchao.quantization", module)
-    for kind in (Int8Tensor, Kind):
+    for kind in (Int8Tensor, Impl, Kind):
         kind.__module__, kind.__qualname__ = module.__name__, kind.__name__
         setattr(module, kind.__name__, kind)
     codes, scale = torch.arange(6, dtype=torch.int8).reshape(2, 3), torch.ones(2, 1).to(torch.float8_e4m3fn)
