@@ -91,10 +91,11 @@ def _read(
         ]
         if rounding and rounding.apart:
             parts = [rounding(part) if isinstance(part, Dense) else part for part in parts]
-        tensor = _vector(parts) if param.kind == "vector" else join(parts)
+        tensor: Layout = _vector(parts) if param.kind == "vector" else join(parts)
         del parts
-        whole = rounding and not rounding.apart and isinstance(tensor, Dense)
-        yield param, rounding(tensor) if rounding and whole and isinstance(tensor, Dense) else tensor
+        if rounding and not rounding.apart and isinstance(tensor, Dense):
+            tensor = rounding(tensor)
+        yield param, tensor
         del tensor
         for name in found.names:
             checkpoint.release(name)

@@ -161,6 +161,21 @@ def test_names_of_other_engines_stand_for_the_same_bits() -> None:
     assert roundings(tiny(), "fp8") == roundings(tiny(), "int8")
 
 
+@needs_shared
+def test_bitsandbytes_rounds_gguf_files_to_the_same_numbers() -> None:
+    folder = SHARED / "weights/stories260k"
+    numbers = []
+    for path in (folder, folder / "stories260k-F32.gguf"):
+        source = open_source(path, read_json)
+        model = declare(source.arch(None), "float32")
+        model = plain_norms(model) if source.gguf else model
+        found = load(model, source.checkpoint(), "float32", roundings=roundings(model, "bitsandbytes"))
+        numbers.append({param.name: layout for param, layout in found})
+    assert sum(isinstance(layout, Lut4) for layout in numbers[1].values()) >= 15
+    for name, layout in numbers[0].items():
+        np.testing.assert_array_equal(layout.dequantize(), numbers[1][name].dequantize(), err_msg=name)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_bitsandbytes_rounds_each_tensor_by_itself_but_the_tables(tied: bool) -> None:
     model = tiny(tie_word_embeddings=tied)
