@@ -61,7 +61,7 @@ mm-encoder-fp8-scale-save-margin interleave-mm-strings? skip-mm-profiling? video
 video-pruning-method mm-tensor-ipc mm-ipc-gpu-memory-gb mm-device-do-normalize? enable-mm-embeds?
 disable-chunked-mm-input? trust-request-mm-kwargs? enable-prompt-embeds? runner convert pooler-config{}
 io-processor-plugin logits-processors* enable-return-routed-experts? return-sampling-mask?
-otlp-traces-endpoint collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
+collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
 fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?
 enable-per-request-metrics? enable-server-load-tracking? enable-tokenizer-info-endpoint?

@@ -293,6 +293,12 @@ _SERVER = (
     ),
     Flag("max-body-bytes", "size", "server.max_body_bytes", "Largest request body (64MiB).", least=1),
     Flag("metrics-prefix", "str", "server.metrics_prefix", "Prefix of the metrics' names (vllm:)."),
+    Flag(
+        "otlp-traces-endpoint",
+        "str",
+        "server.otlp_traces_endpoint",
+        "OpenTelemetry collector that gets a span for each request.",
+    ),
 )
 _LOG = (
     Flag(

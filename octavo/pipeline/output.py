@@ -83,6 +83,7 @@ class SequenceText:
             logprobs=tuple(logprobs),
             prompt_logprobs=out.prompt_logprobs,
             cached_tokens=out.cached_tokens,
+            started_s=out.started_s,
             finish=finish,
         )
 

@@ -48,6 +48,7 @@ class Pending:
             logprobs=tuple(logprobs),
             prompt_logprobs=self._first.prompt_logprobs,
             cached_tokens=max(event.cached_tokens for event in events),
+            started_s=events[0].started_s,
             finish=events[-1].finish,
         )
 

@@ -24,6 +24,7 @@ from octavo.server.openai import chat, completions, models
 from octavo.server.openai.responses import door as responses
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
+from octavo.server.tracing import TRACE_HEADERS, caller
 from octavo.server.wire import Handler
 
 DOORS = (
@@ -76,6 +77,7 @@ def _sheltered(route: Route, state: State) -> Route:
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> Response:
+        caller.set({name: request.headers[name] for name in TRACE_HEADERS if name in request.headers})
         try:
             return await handler(request)
         except ClientGone:

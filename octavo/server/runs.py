@@ -16,6 +16,7 @@ from octavo.pipeline.beam import search
 from octavo.server.errors import EngineFailed
 from octavo.server.hub import JobEvents
 from octavo.server.state import State
+from octavo.server.tracing import RequestSpan, caller
 from octavo.types.engine import Finish
 from octavo.types.job import CallPiece, Event, Job, Started
 from octavo.types.sampling import SamplingParams
@@ -42,17 +43,22 @@ class Clock:
 
     def __init__(self) -> None:
         self.arrived_s = self.taken_s = self.first_s = self.last_s = time.monotonic()
-        self._begun = False
+        self.started_s: float | None = None
+        """When the first sequence left the queue."""
+        self.begun = False
+        """Whether there has been a token."""
 
     def taken(self) -> None:
         """Every job stands in the queue."""
         self.taken_s = self.first_s = self.last_s = time.monotonic()
 
-    def token(self) -> None:
+    def token(self, event: Event) -> None:
         """An event with tokens, or the end, has come."""
         self.last_s = time.monotonic()
-        if not self._begun:
-            self._begun, self.first_s = True, self.last_s
+        if self.started_s is None:
+            self.started_s = event.started_s
+        if not self.begun:
+            self.begun, self.first_s = True, self.last_s
 
 
 class Run:
@@ -72,6 +78,9 @@ class Run:
         self.started: list[Started] = []
         self.usage = Usage(0)
         self.clock = Clock()
+        self._caller = caller.get()
+        self._model = jobs[0].adapter.name if jobs[0].adapter else state.names[0]
+        self._over = False
 
     @classmethod
     async def begin(cls, state: State, jobs: Sequence[Job]) -> Run:
@@ -79,8 +88,8 @@ class Run:
         run = cls(state, jobs)
         try:
             await run._submit()
-        except BaseException:
-            await run.close()
+        except BaseException as error:
+            await run.close(type(error).__name__)
             raise
         return run
 
@@ -113,16 +122,39 @@ class Run:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.close(kind.__name__ if kind is not None else None)
 
-    async def close(self) -> None:
-        """Abort what still runs; safe to call twice."""
+    async def close(self, error: str | None = None) -> None:
+        """Abort what still runs; safe to call twice. `error`: why it ends, for the trace."""
         open_ids, self._open = self._open, set()
+        if not self._over:
+            self._over = True
+            self._state.tracer.record(self._span(error or ("abort" if open_ids else None)))
         for job_id in open_ids:
             self._service.abort(job_id)
         for stream in self._streams:
             with contextlib.suppress(Exception):
                 await stream.aclose()
+
+    def _span(self, error: str | None) -> RequestSpan:
+        """What the trace keeps of the request."""
+        job, clock = self._jobs[0], self.clock
+        return RequestSpan(
+            id=job.id,
+            model=self._model,
+            caller=self._caller,
+            arrived_s=clock.arrived_s,
+            started_s=clock.started_s,
+            first_token_s=clock.first_s if clock.begun else None,
+            last_token_s=clock.last_s if clock.begun else None,
+            prompt_tokens=self.usage.prompt,
+            completion_tokens=self.usage.completion,
+            n=self.choices,
+            max_tokens=job.sampling.max_tokens,
+            temperature=job.sampling.temperature,
+            top_p=job.sampling.top_p,
+            error=error,
+        )
 
     async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
         """(choice, event) until every choice has finished. Raises EngineFailed when one ends in an error."""
@@ -133,7 +165,7 @@ class Run:
         async for choice, event in source:
             counted.completion += len(event.tokens)
             counted.reasoning += event.reasoning_tokens
-            self.clock.token()
+            self.clock.token(event)
             if event.index == 0 and choice not in seen:
                 counted.cached += event.cached_tokens
                 seen.add(choice)

@@ -63,6 +63,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Paths whose requests get no line in the access log, with commas between: probes come every second."""
     uvicorn_log_level: str = "info"
     metrics_prefix: str = "vllm:"
+    otlp_traces_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that gets a span for each request."""
 
     max_body_bytes: int = 64 * 2**20
     max_messages: int = 4096

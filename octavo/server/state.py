@@ -12,6 +12,7 @@ from octavo.errors import NotFound, Unavailable
 from octavo.server.hub import Hub, Vocabulary
 from octavo.server.metrics import Metrics
 from octavo.server.settings import ServerSettings
+from octavo.server.tracing import make_tracer
 from octavo.types.lora import Adapter
 
 
@@ -21,6 +22,7 @@ class State:
     def __init__(self, settings: ServerSettings, service: Hub | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.metrics_prefix)
+        self.tracer = make_tracer(settings.otlp_traces_endpoint)
         self.active = 0
         """POST requests at work, streams included."""
         self.draining = False
@@ -49,6 +51,7 @@ class State:
             call()
         self._service = None
         self.metrics.forget()
+        self.tracer.close()
 
     @property
     def service(self) -> Hub:

@@ -92,4 +92,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     cached_tokens: int = 0
+    started_s: float | None = None
+    """When the sequence first left the queue, time.monotonic()."""
     finish: Finish | None = None
