@@ -30,11 +30,8 @@ def source(params: StructuredOutputsParams) -> str:
     """llguidance's text of the grammar. Raises BadRequest for what cannot be meant."""
     params.verify()
     name = name_of(params)
-    if name == "json_object":
-        return _json(params, {"type": "object"})
-    if name == "json":
-        assert params.json is not None
-        return _json(params, {} if params.json is True else params.json)
+    if (schema := json_schema(params)) is not None:
+        return schemas.grammar(schema, options(params))
     if name == "structural_tag":
         assert params.structural_tag is not None
         return structural_tag(_parsed("structural_tag", params.structural_tag), options(params))
@@ -44,6 +41,15 @@ def source(params: StructuredOutputsParams) -> str:
     text = getattr(params, name)
     check_size(name, text)
     return regex(text) if name == "regex" else grammar(text)
+
+
+def json_schema(params: StructuredOutputsParams) -> Any:
+    """The schema of a form that is JSON, None for the other forms. Raises BadRequest."""
+    if params.json_object:
+        return {"type": "object"}
+    if params.json is None or params.json is False:
+        return None
+    return {} if params.json is True else _parsed("json", params.json)
 
 
 def options(params: StructuredOutputsParams) -> schemas.Options:
@@ -76,10 +82,6 @@ def check_size(name: str, text: str) -> None:
     """Refuse what is too long to be compiled for one request."""
     if len(text) > MAX_CHARS:
         raise BadRequest(f"{name} has {len(text)} characters; the limit is {MAX_CHARS}.")
-
-
-def _json(params: StructuredOutputsParams, schema: Any) -> str:
-    return schemas.grammar(_parsed("json", schema), options(params))
 
 
 def _parsed(name: str, value: Any) -> Any:

@@ -11,21 +11,26 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import BadRequest
-from octavo.pipeline import forms
+from octavo.pipeline import calls, forms
+from octavo.pipeline import schema as schemas
 from octavo.pipeline.vocab import DecoderKind
 from octavo.types.grammar import Grammar
+from octavo.types.job import Job
 from octavo.types.structured import StructuredOutputsParams
 
 if TYPE_CHECKING:
+    from octavo.pipeline.calls import CallMarks
     from octavo.pipeline.tokenizer import Tokenizer
 
 _KEPT = 128
 """Compiled grammars."""
 _KEPT_CHARS = 16 << 20
 """And at most this much text of theirs."""
+_CALLS = schemas.Options(whitespace=forms.WHITESPACE)
 _SHOWN_CHARS = 350
 
 
@@ -41,19 +46,39 @@ class Grammars:
         self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
         self._chars = 0
 
-    def of(self, params: StructuredOutputsParams, *, after: tuple[bytes, ...] = ()) -> Grammar:
-        """The grammar of a request. Raises BadRequest, which names the request's field.
+    def of_job(self, job: Job, marks: CallMarks | None) -> Grammar:
+        """The grammar of a job that has a form. `marks`: how the model writes calls in JSON, if it does.
 
-        `after`: the ends of the model's reasoning, one of which comes before the form.
+        A call that is forced goes before all else; where calls may be made, an answer in JSON or a call is
+        allowed. Raises BadRequest, which names the request's field.
         """
-        asked = forms.name_of(params)
+        form, chat = job.sampling.structured_outputs, job.chat
+        if calls.is_forced(chat):
+            return self._named("tools", lambda: schemas.grammar(calls.forced_call(chat), _CALLS))
+        if form is None:
+            assert chat is not None
+            assert marks is not None
+            return self._named("tools", lambda: calls.chosen_calls(chat, marks, self._tokenizer, _CALLS))
+        schema = forms.json_schema(form)
+        if schema is None or chat is None or marks is None or not calls.may_call(chat, strict=False):
+            return self.of(form)
+        options = forms.options(form)
+        param = form.asked_as or "structured_outputs"
+        return self._named(param, lambda: calls.chosen_calls(chat, marks, self._tokenizer, options, schema))
+
+    def of(self, params: StructuredOutputsParams) -> Grammar:
+        """The grammar of a form alone. Raises BadRequest, which names the request's field."""
+        param = params.asked_as or f"structured_outputs.{forms.name_of(params)}"
+        return self._named(param, lambda: forms.source(params))
+
+    def _named(self, param: str, source: Callable[[], str]) -> Grammar:
         try:
-            return self.compile(forms.source(params), after=after)
+            return self.compile(source())
         except BadRequest as error:
-            error.param = params.asked_as or f"structured_outputs.{asked}"
+            error.param = param
             raise
 
-    def compile(self, source: str, *, after: tuple[bytes, ...] = ()) -> Grammar:
+    def compile(self, source: str) -> Grammar:
         """From llguidance's own text of a grammar. Raises BadRequest with llguidance's reason."""
         with self._lock:
             if self._vocabulary is None:
@@ -63,7 +88,7 @@ class Grammars:
         with self._lock:
             if (found := self._kept.get(digest)) is not None:
                 self._kept.move_to_end(digest)
-                return Grammar(matcher=found[0], vocabulary=vocabulary, after=after)
+                return Grammar(matcher=found[0], vocabulary=vocabulary)
         matcher = vocabulary.matcher(source)
         with self._lock:
             if digest not in self._kept:
@@ -71,7 +96,7 @@ class Grammars:
                 self._chars += len(source)
             while len(self._kept) > _KEPT or (self._chars > _KEPT_CHARS and len(self._kept) > 1):
                 self._chars -= self._kept.popitem(last=False)[1][1]
-        return Grammar(matcher=matcher, vocabulary=vocabulary, after=after)
+        return Grammar(matcher=matcher, vocabulary=vocabulary)
 
 
 class Vocabulary:

@@ -14,7 +14,7 @@ import msgspec
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.parsers.parser import ReplyFormat
-from octavo.pipeline.calls import forced_call
+from octavo.pipeline.calls import is_forced, may_call
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.grammar import Grammars
 from octavo.pipeline.output import SequenceText
@@ -27,7 +27,6 @@ from octavo.types.facts import ModelFacts
 from octavo.types.grammar import Grammar
 from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.sampling import SamplingParams
-from octavo.types.structured import StructuredOutputsParams
 
 _MAX_LOGPROB_VALUES = 64_000_000
 """Ceiling on log-probabilities in one answer (S9): about 1.5 GB as Python numbers, far above any real use."""
@@ -253,15 +252,16 @@ class Preparer:
             )
         return ids[-limit:] if self._keeps_last else ids[:limit]
 
-    @staticmethod
-    def has_form(job: Job) -> bool:
+    def has_form(self, job: Job) -> bool:
         """Whether a grammar must be compiled for the job."""
-        return job.sampling.structured_outputs is not None or forced_call(job.chat) is not None
+        form, chat = job.sampling.structured_outputs, job.chat
+        return (
+            form is not None or is_forced(chat) or (self.replies.calls is not None and may_call(chat, True))
+        )
 
     def _grammar(self, job: Job, started: Started) -> Grammar | None:
         """What the answers must match, compiled. Raises BadRequest."""
-        call, form = forced_call(job.chat), job.sampling.structured_outputs
-        if call is None and form is None:
+        if not self.has_form(job):
             return None
         if self._grammars is None:
             raise BadRequest(
@@ -269,13 +269,10 @@ class Preparer:
                 param="structured_outputs",
             )
         after, opens = self.replies.reasoning(job.chat, started.prompt)
-        if call is None:
-            assert form is not None
-            grammar = self._grammars.of(form, after=after)
-        else:
-            after = () if self.replies.form.harmony else after  # the parser expects the bare call there
-            grammar = self._grammars.of(StructuredOutputsParams(json=call, asked_as="tools"), after=after)
-        return msgspec.structs.replace(grammar, opens=opens) if opens else grammar
+        grammar = self._grammars.of_job(job, self.replies.calls)
+        if is_forced(job.chat) and self.replies.form.harmony:
+            after = ()  # the parser expects the bare call there
+        return msgspec.structs.replace(grammar, after=after, opens=opens)
 
     def _max_tokens(self, job: Job, prompt_tokens: int) -> tuple[int, bool]:
         """(tokens that may be generated, whether the client left it open). More than fits is cut silently."""

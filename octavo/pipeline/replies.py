@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from octavo.parsers.detect import thinking_state
+from octavo.parsers.formats import TOOL_ALIASES
 from octavo.parsers.parser import Ask, ReplyFormat, ReplyParser
+from octavo.pipeline.calls import CALL_MARKS
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.job import ChatOptions
 
@@ -14,6 +16,8 @@ class Replies:
     def __init__(self, form: ReplyFormat, tokenizer: Tokenizer | None) -> None:
         self.form = form
         self._tokenizer = tokenizer
+        self.calls = CALL_MARKS.get(TOOL_ALIASES.get(form.tool_name, form.tool_name))
+        """Marks of calls in JSON; None where calls are written in another way."""
         self._marks = {tools: _special(form.marks(tools), tokenizer) for tools in (False, True)}
 
     def parser(

@@ -150,7 +150,7 @@ def test_reasoning_comes_before_the_form(byte_tokenizer: Tokenizer) -> None:
     """Its end may lie inside a token, and nothing may end the answer before it."""
     grammars = Grammars(byte_tokenizer, byte_tokenizer.vocab_size)
     end = byte_tokenizer.eos_id or 0
-    grammar = grammars.of(Form(choice=["yes", "no"]), after=(b"</think>",))
+    grammar = msgspec.structs.replace(grammars.of(Form(choice=["yes", "no"])), after=(b"</think>",))
     masks = Masks(1)
     masks.add(0, grammar, (end,), ())
     for text, free in (("I say no</thi", True), ("nk>", False), ("n", False)):
@@ -165,8 +165,8 @@ def test_reasoning_comes_before_the_form(byte_tokenizer: Tokenizer) -> None:
 def test_reasoning_may_be_opened_or_left_out(byte_tokenizer: Tokenizer) -> None:
     think = byte_tokenizer.token_id("<think>")
     assert think is not None
-    form = Grammars(byte_tokenizer, byte_tokenizer.vocab_size).of(Form(choice=["yes"]), after=(b"!",))
-    grammar = msgspec.structs.replace(form, opens=(think,))
+    form = Grammars(byte_tokenizer, byte_tokenizer.vocab_size).of(Form(choice=["yes"]))
+    grammar = msgspec.structs.replace(form, after=(b"!",), opens=(think,))
     [yes, free] = (byte_tokenizer.encode(text, add_special_tokens=False)[0] for text in ("yes", "x"))
     masks = Masks(2)
     for row, first in enumerate((think, yes)):
