@@ -9,6 +9,7 @@ from octavo.cli.batch_flags import BATCH
 from octavo.cli.convert_flags import CONVERT, QUANTIZE
 from octavo.cli.inspect_flags import INSPECT
 from octavo.cli.talk_flags import TALK
+from octavo.cli.top_flags import TOP
 from octavo.config.flag_table import GROUPS, LATER_GROUPS, Flag
 from octavo.config.flag_values import METAVAR
 from octavo.config.flags import Table, nearest, normal
@@ -28,6 +29,7 @@ _USAGE = {
     "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
     "quantize": "octavo quantize SRC DST --scheme int4|int8|w8a8|gptq [--text FILE] [--group-size N]",
     "inspect": "octavo inspect MODEL [--json] [--max-model-len N] [--quantization NAME] [--flag value ...]",
+    "top": "octavo top [URL] [--once] [--interval SECONDS] [--api-key KEY]",
     "collect-env": "octavo collect-env",
 }
 
@@ -52,6 +54,8 @@ def command_help(command: str, topic: str, summary: str) -> str:
     if command == "inspect":
         section = _section(command, "this command", INSPECT)
         return f"{head}\n{section}\n\nAlso the engine's flags of octavo serve."
+    if command == "top":
+        return f"{head}\n{_section(command, 'this command', TOP)}"
     if command in ("convert", "quantize"):
         flags = CONVERT if command == "convert" else QUANTIZE
         return f"{head}\n{_section(command, 'this command', flags)}"

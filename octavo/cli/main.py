@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file, or as a Hugging Face folder."),
     "quantize": ("octavo.cli.convert", "Write a checkpoint with its matrices rounded to 4 or 8 bits."),
     "inspect": ("octavo.cli.inspect", "Say what a model is, what it needs and whether it runs here."),
+    "top": ("octavo.cli.top", "Watch a running server: requests, tokens, cache, latencies."),
     "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
 }
 """Subcommand to (module with ``main(command, words) -> int``, one line of help)."""

@@ -32,7 +32,6 @@ class Remote:
         Raises ConfigError for a bad `url` and ServerError when no server answers.
         """
         self._parts = _split(url)
-        self._base = self._parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -83,27 +82,65 @@ class Remote:
             response.close()
 
     def _request(self, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
-        host, port = self._parts.hostname or "localhost", self._parts.port
-        connection: http.client.HTTPConnection
-        if self._parts.scheme == "https":
-            context = ssl.create_default_context()
-            connection = http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        return _ask(
+            self._parts,
+            method,
+            path,
+            body,
+            self._headers,
+            url=self.url,
+            timeout_s=self._timeout_s,
+            hint="Start one with octavo serve, or leave --url out to run the model here.",
+        )
+
+
+def read(url: str, path: str, api_key: str | None, *, timeout_s: float = _CONNECT_S) -> bytes:
+    """What a server answers to GET `path`. Raises ConfigError for a bad `url`, ServerError for no answer."""
+    parts = _split(url)
+    parts = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1"))
+    headers = {"Connection": "close", **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
+    hint = "Is octavo serve running, and is that its address?"
+    response = _ask(parts, "GET", path, None, headers, url=url, timeout_s=timeout_s, hint=hint)
+    try:
+        return response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"The answer from {url} broke off: {_why(error)}.") from None
+    finally:
+        response.close()
+
+
+def _ask(
+    parts: SplitResult,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    *,
+    url: str,
+    timeout_s: float,
+    hint: str,
+) -> http.client.HTTPResponse:
+    host, port = parts.hostname or "localhost", parts.port
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.connect()
+        if connection.sock is not None:
+            connection.sock.settimeout(None if method == "POST" else timeout_s)
+        connection.request(method, parts.path.rstrip("/") + path, body, headers)
+        response = connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"No server answers at {url} ({_why(error)}).", hint=hint) from None
+    if response.status >= 400:
         try:
-            connection.connect()
-            if connection.sock is not None:
-                connection.sock.settimeout(None if method == "POST" else self._timeout_s)
-            connection.request(method, self._base + path, body, self._headers)
-            response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(
-                f"No server answers at {self.url} ({_why(error)}).",
-                hint="Start one with octavo serve, or leave --url out to run the model here.",
-            ) from None
-        if response.status >= 400:
-            raise ServerError(_refusal(response, self.url))
-        return response
+            raise ServerError(_refusal(response, url))
+        finally:
+            connection.close()
+    return response
 
 
 def _split(url: str) -> SplitResult:
