@@ -58,6 +58,8 @@ struct Table {
 // it, for each row, without a zero (largest / 127.5) or with one; or the matrix's own scale and zero.
 enum class Inputs : int { block = 0, row = 1, row_zero = 2, fixed = 3 };
 
+constexpr int64_t kRunColumns = 128;  // of inputs under one scale, see PackedMatrix::run()
+
 // A matrix [rows, cols] packed in tiles of 16 output rows; rows are padded with zeros to full tiles.
 // Dense:
 //   f32: tile, k, row.   f16: the same with 2 bytes.   bf16: tile, k/2, row, (even k, odd k): a pair is 32 bits.
@@ -93,6 +95,8 @@ struct PackedMatrix {
     return (scales_bytes() + bytes + 63) / 64 * 64;
   }
   size_t block_bytes() const { return block_bytes_of(format); }
+  // Blocks whose inputs share a scale: the fewer scales, the fewer steps between the products of 8-bit weights.
+  int64_t run() const { return format == Format::int8 && (group % kRunColumns == 0 || group >= cols) ? 4 : 1; }
   size_t tile_bytes() const {
     if (format != Format::dense) {
       const int64_t chunk = header_groups() * group / block(), headers = (blocks() + chunk - 1) / chunk;
@@ -105,11 +109,12 @@ struct PackedMatrix {
   bool has_zero() const { return inputs == Inputs::row_zero || (inputs == Inputs::fixed && x_zero != 0); }
 };
 
-// A linear's input as quantized matrices read it: int8 in blocks (of 32 columns or 16), each with a scale. Rows stand
-// in panels of as many as the kernel takes at once (the last one may hold fewer), so that it reads on and on.
+// A linear's input as quantized matrices read it: int8 in blocks (of 32 columns or 16), each run of them with a scale.
+// Rows stand in panels of as many as the kernel takes at once (the last one may hold fewer), so that it reads on and
+// on.
 struct QuantizedRows {
   int8_t* codes;    // panels of [blocks * quads of a block, rows, 4 columns], zero-padded
-  float* scales;    // panels of [blocks, rows]
+  float* scales;    // panels of [blocks, rows]: a run's stands at its first block
   float* sums;      // panels of [groups of the weights, rows], a panel's first where its scales are: of scale * code
   int32_t* biases;  // the same: what the sum of products starts from, see quantize_row
   float* zeros;     // [n]: scale * zero of a row, which every column has too much
@@ -132,6 +137,8 @@ struct LinearArgs {
   const uint16_t* x_bf16;  // panels as round_bf16 writes them; used when not null
   int64_t x_stride;
   QuantizedRows x_int8;  // used by quantized matrices when its codes are not null
+  // Results are written past the cache: they are many, and 64-byte aligned as their stride is.
+  bool past_cache = false;
 };
 
 // What an entry of the KV cache is. int8: codes, and for every token and head a scale (largest / 127); f8: e4m3,

@@ -10,6 +10,7 @@
 #include "simd.h"
 #include "simd_bits.h"
 #include "simd_int.h"
+#include "simd_stream.h"
 
 namespace octavo::OCTAVO_ISA {
 namespace {
@@ -55,6 +56,13 @@ inline void each_run(int64_t n, F f) {
 // Loads 16 or fewer floats; the missing ones are zero.
 inline Vec take(const float* p, int lanes) { return lanes == 16 ? load(p) : load(p, lanes); }
 inline void put(float* p, Vec x, int lanes) { lanes == 16 ? store(p, x) : store(p, x, lanes); }
+
+// A tile's numbers of a row. Those that nobody reads before they would have left the cache go past it.
+inline void put_tile(const LinearArgs& a, int64_t row, int64_t first, int n, Vec y) {
+  float* out = a.out.row(row) + first;
+  if (a.past_cache && n == kTile) stream(out, y);
+  else store(out, y, n);
+}
 
 // What others call comes first.
 #include "kernels_bits.inl"

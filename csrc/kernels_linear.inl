@@ -22,7 +22,7 @@ inline void finish_rows(const LinearArgs& a, int64_t row, int64_t tile, const Ve
   const Vec bias = a.bias ? load(a.bias + first, n) : zero();
   for (int m = 0; m < M; ++m) {
     const Vec y = even_sum[m] + odd_sum[m];
-    store(a.out.row(row + m) + first, a.bias ? y + bias : y, n);
+    put_tile(a, row + m, first, n, a.bias ? y + bias : y);
   }
 }
 
@@ -112,8 +112,7 @@ void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, c
 }
 
 // Rows go in spans whose inputs stay in the second cache beside a tile, which is thus read from memory once.
-void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
-  if (a.x_int8.codes) return quant_linear(a, tile_begin, tile_end, next);
+void dense_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
   const size_t tile_bytes = a.weight.tile_bytes();
   const int64_t row_bytes = a.weight.cols * (a.x_bf16 ? 2 : 4);
   const int64_t span = kRows * std::max<int64_t>(1, kSpanBytes / (row_bytes * kRows));
@@ -131,6 +130,12 @@ void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const voi
       }
     }
   }
+}
+
+void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
+  if (a.x_int8.codes) quant_linear(a, tile_begin, tile_end, next);
+  else dense_linear(a, tile_begin, tile_end, next);
+  if (a.past_cache) end_stream();
 }
 
 void matrix_row(const PackedMatrix& w, int64_t row, float* out) {

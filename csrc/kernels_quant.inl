@@ -1,7 +1,7 @@
 // Quantized weights: part of kernels.inl.
 //
-// y[row] = factor * sum over blocks of 32 columns of scale * (activation scale * whole sum) + offsets. The whole
-// sums are exact and blocks are added in their order, whatever the number of rows.
+// y[row] = factor * sum over runs of blocks of 32 columns of scale * (activation scale * whole sum) + offsets. The
+// whole sums are exact and runs are added in their order, whatever the number of rows.
 
 constexpr int kAhead = 12 * 64;            // bytes of prefetch distance on a dense weight stream
 constexpr int64_t kSpanBytes = 192 << 10;  // of inputs that are kept in the second cache
@@ -36,7 +36,7 @@ inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const V
     Vec y = sums[m];
     if (zeros) y = fma(set1(-a.x_int8.zeros[row + m]), load(a.weight.sums + first), y);
     if (a.weight.factor != 1.0f) y = y * factor;
-    store(a.out.row(row + m) + first, a.bias ? y + bias : y, n);
+    put_tile(a, row + m, first, n, a.bias ? y + bias : y);
   }
 }
 
@@ -62,10 +62,11 @@ struct QuantTask {
   int lines, head_lines;  // and these many a header
 };
 
-// The whole sums of one block for M rows and W tiles, as float32. Entries of two digits give two whole sums.
-template <int M, int W, Format F>
-inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, size_t stride, const Bytes* tables,
-                       Vec* sums) {
+// The whole sums of the `n` blocks from `p` on for M rows and W tiles, as float32: one scale of the inputs holds in
+// all of them. Entries of two digits give two whole sums. `fetch` is called once a block.
+template <int M, int W, Format F, class Fetch>
+inline void run_sums(const QuantizedRows& x, int64_t at, int64_t n, const uint8_t* p, size_t stride,
+                     const Bytes* tables, Vec* sums, Fetch fetch) {
   constexpr Dot kind = F == Format::int8_full ? Dot::full : is_table(F) || bits_of(F) == 8 ? Dot::wide : Dot::plain;
   constexpr bool two = F == Format::lut4_wide;
   const int8_t* codes = x.codes + at * block_of(F);
@@ -74,18 +75,24 @@ inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, siz
   for (int i = 0; i < M * W; ++i) s[i] = ints(biases[i / W]);
   if constexpr (two)
     for (int i = 0; i < M * W; ++i) high[i] = s[i];
-  each_quad<W, F>(p, stride, [&](int q, const Bytes* c) {
-    Bytes numbers[W], highs[two ? W : 1];
-    for (int t = 0; t < W; ++t) {
-      numbers[t] = is_table(F) ? lookup(tables[0], c[t]) : c[t];
-      if constexpr (two) highs[t] = lookup(tables[1], c[t]);
-    }
-    for (int i = 0; i < M * W; ++i) {
-      const int8_t* four = codes + (q * M + i / W) * 4;
-      s[i] = product<kind, (W > 1 || two)>(s[i], numbers[i % W], four);
-      if constexpr (two) high[i] = product<kind, true>(high[i], highs[i % W], four);
-    }
-  });
+  for (;;) {
+    fetch();
+    each_quad<W, F>(p, stride, [&](int q, const Bytes* c) {
+      Bytes numbers[W], highs[two ? W : 1];
+      for (int t = 0; t < W; ++t) {
+        numbers[t] = is_table(F) ? lookup(tables[0], c[t]) : c[t];
+        if constexpr (two) highs[t] = lookup(tables[1], c[t]);
+      }
+      for (int i = 0; i < M * W; ++i) {
+        const int8_t* four = codes + (q * M + i / W) * 4;
+        s[i] = product<kind, (W > 1 || two)>(s[i], numbers[i % W], four);
+        if constexpr (two) high[i] = product<kind, true>(high[i], highs[i % W], four);
+      }
+    });
+    if (--n == 0) break;
+    codes += M * block_of(F);
+    p += block_bytes_of(F);
+  }
   for (int i = 0; i < M * W; ++i) {
     sums[i] = to_float(s[i]);
     if constexpr (two) sums[i] = fma(to_float(high[i]), set1(256.0f), sums[i]);
@@ -95,6 +102,10 @@ inline void block_sums(const QuantizedRows& x, int64_t at, const uint8_t* p, siz
 // The formats whose groups are mostly one block: every block is added under its scale at once.
 template <Format F>
 constexpr bool kSmallGroups = F == Format::int5 || F == Format::int6 || block_of(F) == 16;
+
+// The formats in which a run of blocks may share the scale of the inputs: PackedMatrix::run().
+template <Format F>
+constexpr bool kRuns = F == Format::int8 || F == Format::int8_full;
 
 // Short: a group is one block; nothing is summed up under a scale.
 template <int M, int W, Format F, bool Short>
@@ -128,18 +139,18 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
     Vec group[at_once ? 1 : M * W];
     for (Vec& v : group) v = zero();
     do {
-      ahead.fetch<W == 1>(lines, 64 * lines);
-      const int64_t at = first + b * M;
+      const int64_t at = first + b * M, n = kRuns<F> && !Short ? std::min(end - b, w.run()) : 1;
       Vec sums[M * W];
-      block_sums<M, W, F>(x, at, p, stride, tables, sums);
+      run_sums<M, W, F>(x, at, n, p, stride, tables, sums, [&] { ahead.fetch<W == 1>(lines, 64 * lines); });
       if constexpr (Short) read_heads();
       for (int i = 0; i < M * W; ++i) {
         const Vec scale = set1(x.scales[at + i / W]);
         if constexpr (at_once) y[i] = fma(sums[i] * scale, heads[i % W].scale, y[i]);
         else group[i] = fma(sums[i], scale, group[i]);
       }
-      p += block_bytes;
-    } while (!Short && ++b < end);
+      p += n * block_bytes;
+      b += n;
+    } while (!Short && b < end);
     if constexpr (!at_once) {
       read_heads();
       for (int i = 0; i < M * W; ++i) y[i] = fma(group[i], heads[i % W].scale, y[i]);
@@ -320,6 +331,15 @@ inline void row_ends(const float* x, int64_t n, float* high, float* low) {
   *low = -largest(zero() - least);
 }
 
+inline float largest_size(const float* x, int64_t n) {
+  Vec most = zero();
+  each_run(n, [&](int64_t i, int lanes) {
+    const Vec v = take(x + i, lanes);
+    most = max(most, max(v, zero() - v));
+  });
+  return largest(most);
+}
+
 // The scale and the zero of a row whose blocks share them.
 inline void row_scale(const float* x, int64_t n, const PackedMatrix& w, float* scale, float* middle) {
   *scale = w.x_scale;
@@ -336,7 +356,7 @@ inline void row_scale(const float* x, int64_t n, const PackedMatrix& w, float* s
   }
 }
 
-// Code = x / scale + zero rounded to nearest even, kept within a byte. The scale is a block's largest size / 127
+// Code = x / scale + zero rounded to nearest even, kept within a byte. The scale is a run's largest size / 127
 // (code = x * (127 / largest)) or what row_scale() says.
 void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const QuantizedRows& out, int64_t row) {
   const float bias = static_cast<float>(code_bias(weight));
@@ -352,32 +372,32 @@ void quantize_row(const float* x, int64_t n, const PackedMatrix& weight, const Q
   const int64_t per_group = weight.group / block;
   int64_t in_group = 0;
   float group_sum = 0, *group = out.sums + first * out.blocks + row - first;
-  for (int64_t b = 0; b < out.blocks; ++b) {
-    const int left = static_cast<int>(std::min<int64_t>(block, n - b * block));
-    const float* p = x + b * block;
-    const Vec low = load(p, std::min(left, 16)), high = left > 16 ? load(p + 16, left - 16) : zero();
-    Vec q0, q1 = zero();
-    float scale = row_unit;
+  const int64_t run = weight.run();
+  for (int64_t b = 0; b < out.blocks; b += run) {
+    const int64_t end = std::min(out.blocks, b + run), at = first * out.blocks + b * rows + row - first;
+    float scale = row_unit, inverse = 0, total = 0;
     if (blocks) {
-      const float most = largest(max(max(low, zero() - low), max(high, zero() - high)));
-      const Vec inverse = set1(most > 0 ? 127.0f / most : 0.0f);
-      q0 = round(low * inverse);
-      q1 = round(high * inverse);
+      const float most = largest_size(x + b * block, std::min(end * block, n) - b * block);
+      inverse = most > 0 ? 127.0f / most : 0.0f;
       scale = most / 127.0f;
-    } else {
-      q0 = between(code(low), zero(), 0, left);
-      q1 = between(code(high), zero(), 0, left - 16);
     }
-    int8_t codes[kBlock];
-    store_int8(codes, q0);
-    store_int8(codes + 16, q1);
-    const int64_t at = first * out.blocks + b * rows + row - first;
-    int8_t* panel = out.codes + (first * out.blocks + b * rows) * block + (row - first) * 4;
-    for (int q = 0; q < quads; ++q) std::memcpy(panel + q * rows * 4, codes + 4 * q, 4);
-    const float total = sum(q0 + q1);
+    for (int64_t i = b; i < end; ++i) {
+      const int left = static_cast<int>(std::min<int64_t>(block, n - i * block));
+      const float* p = x + i * block;
+      const Vec low = load(p, std::min(left, 16)), high = left > 16 ? load(p + 16, left - 16) : zero();
+      const Vec q0 = blocks ? round(low * set1(inverse)) : between(code(low), zero(), 0, left);
+      const Vec q1 = blocks ? round(high * set1(inverse)) : between(code(high), zero(), 0, left - 16);
+      int8_t codes[kBlock];
+      store_int8(codes, q0);
+      store_int8(codes + 16, q1);
+      int8_t* panel = out.codes + (first * out.blocks + i * rows) * block + (row - first) * 4;
+      for (int q = 0; q < quads; ++q) std::memcpy(panel + q * rows * 4, codes + 4 * q, 4);
+      total += sum(q0 + q1);
+    }
     out.scales[at] = scale;
     group_sum += total * scale;
-    if (++in_group == per_group || b + 1 == out.blocks) {
+    in_group += end - b;
+    if (in_group == per_group || end == out.blocks) {
       *group = group_sum;
       group += rows;
       group_sum = 0;

@@ -167,7 +167,8 @@ struct CacheSpec {
   int kv_heads, head_dim;
 };
 
-constexpr int64_t kInline = 16384;  // floats below which handing out tasks costs more than it saves
+constexpr int64_t kManyResults = int64_t{1} << 20;  // floats of a product that leave the caches before they are read
+constexpr int64_t kInline = 16384;                  // floats below which handing out tasks costs more than it saves
 
 class Plan {
  public:

@@ -21,6 +21,7 @@ from octavo.ops.layouts import (
     Online,
     Stack,
     bf16_to_f32,
+    byte_run,
     f32_to_bf16,
     input_block,
     input_order,
@@ -41,6 +42,8 @@ def round_input(x: F32, layout: Layout, precision: Precision) -> F32:
         return round_activation(x, layout.activation)
     if seen != "int8":
         return bf16_to_f32(f32_to_bf16(x)) if seen == "bfloat16" else x
+    if isinstance(layout, Online) and layout.bits == 8:
+        return round_int8(x, byte_run(layout.group, layout.shape[1]))
     if isinstance(layout, Dense | Online | Stack | Experts):
         return round_int8(x)
     order, block = input_order(layout), input_block(layout)

@@ -233,8 +233,20 @@ BLOCK = 32
 
 
 def input_block(layout: Grouped) -> int:
-    """Columns that share the scale of an input: 32, or 16 where groups are no multiple of 32."""
+    """Columns that share the scale of an input.
+
+    128 for 8 bits whose groups hold such runs, else 32, or 16 where groups are no multiple of 32.
+    """
     group = _kernel_group(layout)
+    if layout.kind == "int8":
+        return byte_run(group, layout.stored_cols)
+    return BLOCK if group % BLOCK == 0 else BLOCK // 2
+
+
+def byte_run(group: int, cols: int) -> int:
+    """The same for 8-bit codes with a scale for `group` of `cols` columns."""
+    if group % (4 * BLOCK) == 0 or group >= cols:
+        return 4 * BLOCK
     return BLOCK if group % BLOCK == 0 else BLOCK // 2
 
 
