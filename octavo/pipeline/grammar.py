@@ -120,6 +120,7 @@ class Vocabulary:
         bytewise = {text for index, text in enumerate(self._bytes) if index not in self._special}
         self._forces = all(bytes((byte,)) in bytewise for byte in range(0x20, 0x7F))
         """Whether llguidance may write what is certain as it likes: without single characters it cannot."""
+        self.breaks = tuple(i for i, text in enumerate(self._bytes) if text in (b"\n", b"\n\n"))
         self._own: Any = LLTokenizer(_Described(self), n_vocab=vocab_size + 1)
 
     def bytes_of(self, token_id: int) -> bytes:

@@ -151,6 +151,8 @@ class _Walk:
         self._after = () if grammar.opens else grammar.after
         self._closes = grammar.after
         self._opens = grammar.opens
+        self._breaks: tuple[int, ...] = ()
+        """Of the line between reasoning and answer, which models write and parsers drop: one may come."""
         self._tail = b""
         self._keep = max(map(len, grammar.after), default=1) - 1
         own = grammar.vocabulary.end_id
@@ -166,6 +168,9 @@ class _Walk:
     def moves(self, token: int) -> bool:
         """Whether the matcher has to take this token; an end is the engine's to act upon."""
         opens, self._opens = self._opens, ()
+        breaks, self._breaks = self._breaks, ()
+        if token in breaks:
+            return False
         if token in opens:
             self._after = self._closes
             return False
@@ -188,6 +193,8 @@ class _Walk:
             return
         self._after = ()
         rest = text[min(found) :]
+        if not rest:
+            self._breaks = self._vocabulary.breaks
         if rest.strip():
             self.matcher.consume_tokens(self._vocabulary.tokenize(rest))
             self.look()
@@ -226,7 +233,7 @@ class _Walk:
             words[end // 32] &= np.uint32(~(1 << end % 32) & 0xFFFFFFFF)
             if self.matcher.is_error():
                 self.error = self._failure()
-        for token in (*(self._shown_ends if may_end else ()), *self._opens):
+        for token in (*(self._shown_ends if may_end else ()), *self._opens, *self._breaks):
             words[token // 32] |= np.uint32(1 << token % 32)
         for token in self._ends if self._after else ():
             words[token // 32] &= np.uint32(~(1 << token % 32) & 0xFFFFFFFF)

@@ -18,6 +18,10 @@ class GrammarVocabulary(Protocol):
     def end_id(self) -> int | None:
         """The model's own end token."""
 
+    @property
+    def breaks(self) -> tuple[int, ...]:
+        """Tokens that are one or two line breaks."""
+
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to the text; special tokens add their names."""
 

@@ -153,11 +153,13 @@ def test_reasoning_comes_before_the_form(byte_tokenizer: Tokenizer) -> None:
     grammar = msgspec.structs.replace(grammars.of(Form(choice=["yes", "no"])), after=(b"</think>",))
     masks = Masks(1)
     masks.add(0, grammar, (end,), ())
-    for text, free in (("I say no</thi", True), ("nk>", False), ("n", False)):
+    line = byte_tokenizer.encode("\n", add_special_tokens=False)[0]
+    for text, free in (("I say no</thi", True), ("nk>", False), ("\n", False), ("n", False)):
         for token in byte_tokenizer.encode(text, add_special_tokens=False):
             assert allowed(masks, token)
             assert not allowed(masks, end)
             masks.push([0], [token])
+        assert allowed(masks, line) == (free or text == "nk>"), "a line break, once"
         assert free == allowed(masks, byte_tokenizer.encode("x", add_special_tokens=False)[0])
     assert masks.push([0], byte_tokenizer.encode("o", add_special_tokens=False)) == ({0}, {})
 
