@@ -131,6 +131,34 @@ def test_the_form_of_the_answer_holds(server: Running) -> None:
         assert (error["code"], error["param"]) == (400, "text.format")
 
 
+def test_a_call_that_is_demanded_is_made_and_fits_its_schema(server: Running) -> None:
+    function = {"type": "function", "name": "paint", "parameters": SCHEMA, "strict": True}
+    named = {"type": "function", "name": "paint"}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", timeout=LIMIT_S) as client:
+        fields: Any = {"model": "pocket", "input": ASK, "tools": [function], "max_output_tokens": 200}
+        reply = client.responses.create(tool_choice=named, **fields)
+        with client.responses.stream(tool_choice="required", parallel_tool_calls=False, **fields) as stream:
+            final = stream.get_final_response()
+    for made in (reply, final):
+        (item,) = made.output
+        assert item.type == "function_call"
+        assert item.name == "paint"
+        Color.model_validate_json(item.arguments)
+    anthropic = pytest.importorskip("anthropic")
+    tool = {"name": "paint", "input_schema": SCHEMA}
+    with anthropic.Anthropic(base_url=server.url, api_key="-", timeout=LIMIT_S) as client:
+        message = client.messages.create(
+            model="pocket",
+            max_tokens=200,
+            messages=[{"role": "user", "content": ASK}],
+            tools=[tool],
+            tool_choice={"type": "tool", "name": "paint"},
+        )
+    (block,) = message.content
+    assert message.stop_reason == block.type == "tool_use"
+    Color.model_validate(block.input)
+
+
 def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running, services: list[Any]) -> None:
     with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
         asked = "Tell me about the sea, the sky and the stars above them. " * 3
