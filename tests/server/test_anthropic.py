@@ -148,6 +148,7 @@ def test_the_golden_stream(client: Any) -> None:
     [
         (Finish("length"), 11, ("max_tokens", None)),
         (Finish("length"), 10**6, ("model_context_window_exceeded", None)),
+        (Finish("repetition"), 100, ("max_tokens", None)),
         (Finish("stop", stop_reason="END"), 100, ("stop_sequence", "END")),
         (Finish("stop", stop_reason=7), 100, ("end_turn", None)),
         (Finish("tool_calls"), 100, ("end_turn", None)),

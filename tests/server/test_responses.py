@@ -135,6 +135,11 @@ def test_an_answer_that_was_cut_is_incomplete(client: Any, stream: bool) -> None
         assert events_of(response)[-1]["type"] == "response.incomplete"
 
 
+def test_an_answer_that_went_round_in_circles_is_incomplete(client: Any) -> None:
+    client.fake.finish = Finish("repetition")
+    assert ask(client).json()["status"] == "incomplete"
+
+
 @pytest.mark.parametrize("end", ["error", "abort", "boom"])
 def test_a_stream_that_breaks_ends_in_failed(client: Any, end: str) -> None:
     client.fake.fails_at = 2 if end == "error" else None

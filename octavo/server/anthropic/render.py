@@ -116,9 +116,9 @@ class Renderer:
 
     def _reason(self, finish: Finish) -> tuple[str, str | None]:
         """Anthropic's word for the end, and the stop sequence if it was one."""
-        if finish.reason == "length":
-            cut = self._usage.completion >= self._max_tokens
-            return ("max_tokens" if cut else "model_context_window_exceeded"), None
+        if finish.reason in ("length", "repetition"):
+            inside = finish.reason == "length" and self._usage.completion < self._max_tokens
+            return ("model_context_window_exceeded" if inside else "max_tokens"), None
         if any(isinstance(block, ToolUseBlock) for block in self.reply.content):
             return "tool_use", None
         if isinstance(finish.stop_reason, str):

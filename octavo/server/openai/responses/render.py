@@ -105,7 +105,7 @@ class Renderer:
 
     def finish(self, finish: Finish, usage: Usage) -> None:
         """The end as the engine saw it: completed, incomplete, or failed when the server stopped it."""
-        whole = finish.reason not in ("length", "abort")
+        whole = finish.reason in ("stop", "tool_calls")
         if not self.reply.output:
             self._start_message()
         self._close("completed" if whole else "incomplete")
