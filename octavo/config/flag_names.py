@@ -64,7 +64,7 @@ io-processor-plugin logits-processors* enable-return-routed-experts? return-samp
 collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
 fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?
-enable-per-request-metrics? enable-server-load-tracking? enable-tokenizer-info-endpoint?
+enable-server-load-tracking? enable-tokenizer-info-endpoint?
 enable-log-outputs? enable-log-deltas? max-log-len log-config-file
 """
 

@@ -126,8 +126,10 @@ ENTRIES = (
         ollama.OllamaChatReply,
         NDJSON,
     ),
-    Entry("post", "/api/embed", "Ollama: texts to vectors", ollama.NamedRequest),
-    Entry("post", "/api/embeddings", "Ollama: a text to a vector", ollama.NamedRequest),
+    Entry("post", "/api/embed", "Ollama: texts to vectors", ollama.EmbedRequest, ollama.EmbedReply),
+    Entry(
+        "post", "/api/embeddings", "Ollama: a text to a vector", ollama.OneEmbedRequest, ollama.OneEmbedReply
+    ),
     Entry("get", "/api/tags", "Ollama: the served names", None, ollama.TagsReply),
     Entry("post", "/api/show", "Ollama: what a model is", ollama.NamedRequest, ollama.ShowReply),
     Entry("get", "/api/ps", "Ollama: what is loaded", None, ollama.PsReply),

@@ -56,6 +56,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     enable_log_requests: bool = False
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False
+    enable_per_request_metrics: bool = False
     enable_request_id_headers: bool = False
     disable_docs: bool = False
     disable_access_log: bool = False

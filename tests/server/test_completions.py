@@ -151,3 +151,23 @@ def test_beam_search(client: Any) -> None:
     refused = client.complete("P", **{**body, "stop": "x"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop")
     assert not client.fake.live
+
+
+def test_times_for_whoever_asks(client: Any, stream: Any) -> None:
+    names = [
+        "time_to_first_token_ms",
+        "generation_time_ms",
+        "mean_itl_ms",
+        "tokens_per_second",
+        "total_time_ms",
+    ]
+    assert client.complete("P").json()["metrics"] is None
+    for reply in (client.complete("P", return_metrics=True), client.chat(return_metrics=True)):
+        told = reply.json()["metrics"]
+        assert list(told) == names
+        assert told["total_time_ms"] >= told["time_to_first_token_ms"] + told["generation_time_ms"] - 0.01
+    client.settings["enable_per_request_metrics"] = True
+    fields = {"stream": True, "stream_options": {"include_usage": True}}
+    for chunks in (stream(client.complete("P", **fields)), stream(client.chat(**fields))):
+        assert list(chunks[-1]["metrics"]) == names
+        assert all("metrics" not in chunk for chunk in chunks[:-1])

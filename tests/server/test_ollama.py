@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import array
+import base64
 import json
 import re
 from typing import Any
 
 import pytest
 from running import Running
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from octavo.errors import BadRequest, QueueFull
+from octavo.server.app import build_app
 from octavo.server.ollama.models import parameter_size
 from octavo.server.ollama.names import bare, shown
+from octavo.server.settings import ServerSettings
 from octavo.types.engine import Finish
 from octavo.types.job import CallPiece, Event
 
@@ -350,6 +356,39 @@ def test_pulling_another(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull, "_download", fail)
     assert lines(client.post("/api/pull", {"model": "a/b"}))[-1] == {"error": "a/b was not found."}
     assert client.post("/api/pull", {"model": "a/b", "stream": False}).status_code == 400
+
+
+def test_embeddings(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = []
+
+    async def embeddings(request: Any) -> Any:
+        body = await request.json()
+        bodies.append(body)
+        if body["input"] == ["bad"]:
+            return JSONResponse({"error": {"message": "Too long."}}, 400)
+        packed = base64.b64encode(array.array("f", [0.5, -1.0]).tobytes()).decode()
+        data = [{"index": i, "embedding": packed} for i in range(len(body["input"]))]
+        return JSONResponse({"data": data, "usage": {"prompt_tokens": 7}})
+
+    app = build_app(client.fake, ServerSettings())
+    kept = [route for route in app.router.routes if getattr(route, "path", "") != "/v1/embeddings"]
+    app.router.routes[:] = kept
+    client.app = lambda: app
+    refused = client.post("/api/embed", {"model": "pocket", "input": "a"})
+    assert (refused.status_code, "does not support embeddings" in refused.text) == (400, True)
+    app.router.routes.insert(0, Route("/v1/embeddings", embeddings, methods=["POST"]))
+    body = {"model": "pocket:latest", "input": ["a", "b"], "dimensions": 2}
+    reply = client.post("/api/embed", body).json()
+    assert (reply["embeddings"], reply["prompt_eval_count"]) == ([[0.5, -1.0]] * 2, 7)
+    assert reply["total_duration"] >= 1
+    assert bodies[0]["model"] == "pocket"
+    assert (bodies[0]["dimensions"], bodies[0]["truncate_prompt_tokens"]) == (2, -1)
+    assert client.post("/api/embed", {"model": "pocket", "input": []}).json()["embeddings"] == []
+    one = client.post("/api/embeddings", {"model": "pocket", "prompt": "a"})
+    assert one.json() == {"embedding": [0.5, -1.0]}
+    bad = client.post("/api/embed", {"model": "pocket", "input": "bad", "truncate": False})
+    assert (bad.status_code, bad.json()) == (400, {"error": "Too long."})
+    assert "truncate_prompt_tokens" not in bodies[-1]
 
 
 def test_what_is_not_done_here(client: Any) -> None:

@@ -15,10 +15,11 @@ from starlette.routing import Route
 from octavo.errors import BadRequest, Unavailable
 from octavo.log import logger
 from octavo.server.batch.bodies import BatchList, BatchObject, BatchRequest, Deleted, FileList
-from octavo.server.batch.lines import ENDPOINTS, serves
+from octavo.server.batch.lines import ENDPOINTS
 from octavo.server.batch.store import ACTIVE, Store
 from octavo.server.batch.worker import Worker
 from octavo.server.guard import given_key
+from octavo.server.inside import serves
 from octavo.server.limits import at_most
 from octavo.server.multipart import parse_form
 from octavo.server.state import State

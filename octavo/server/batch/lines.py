@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
 from octavo.server.batch.bodies import BatchProblem
-from octavo.server.guard import TENANT
+from octavo.server.inside import post
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 """What a batch may ask of the server."""
@@ -116,18 +114,13 @@ def read_all(content: bytes, endpoint: str) -> tuple[list[Line], list[BatchProbl
     return lines, problems
 
 
-def serves(routes: Iterable[BaseRoute], path: str) -> bool:
-    """Whether there is a POST route of that very path."""
-    return any(isinstance(r, Route) and r.path == path and "POST" in (r.methods or ()) for r in routes)
-
-
 async def answer(inner: ASGIApp, line: Line, tenant: str = "") -> Answered | float:
     """Answer a line; a float is how many seconds to wait before asking again, as the engine is full."""
     name = f"batch-{uuid.uuid4().hex}"
     if line.body.get("stream"):
         body: Any = {"error": {"message": "stream is not for batches.", "code": 400, "param": "stream"}}
         return written(line, 400, body, name)
-    status, retry_s, text = await _post(inner, line.url, msgspec.json.encode(line.body), name, tenant)
+    status, retry_s, text = await post(inner, line.url, msgspec.json.encode(line.body), name, tenant)
     if status in _RETRIED:
         return min(max(retry_s, 0.05), 5.0)
     try:
@@ -158,44 +151,3 @@ def unanswered(custom_id: str, code: str, message: str) -> Answered:
         "error": {"code": code, "message": message},
     }
     return Answered(False, msgspec.json.encode(told))
-
-
-async def _post(inner: ASGIApp, path: str, body: bytes, name: str, tenant: str) -> tuple[int, float, bytes]:
-    """(status, Retry-After in seconds, body) of a request that never leaves this process."""
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"content-type", b"application/json"), (b"x-request-id", name.encode())],
-        "client": None,
-        "server": ("batch", 0),
-    }
-    if tenant:
-        scope[TENANT] = tenant
-    sent = False
-    status, retry_s, parts = 500, 1.0, []
-
-    async def receive() -> Message:
-        nonlocal sent
-        if sent:
-            await asyncio.Event().wait()  # the client stays until it is cancelled
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Message) -> None:
-        nonlocal status, retry_s
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            given = dict(message["headers"]).get(b"retry-after", b"1")
-            retry_s = float(given) if given.isdigit() else 1.0
-        else:
-            parts.append(message.get("body", b""))
-
-    await inner(scope, receive, send)
-    return status, retry_s, b"".join(parts)

@@ -133,6 +133,43 @@ class OllamaChatReply(Reply, kw_only=True):
     message: OllamaMessage
 
 
+class EmbedRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /api/embed."""
+
+    model: str = ""
+    input: str | list[str] = ""
+    truncate: bool | None = None
+    """False: a text that is too long is refused rather than cut."""
+    dimensions: int | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: str | int | float | None = None
+
+
+class EmbedReply(msgspec.Struct, kw_only=True):
+    """Of /api/embed."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OneEmbedRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /api/embeddings, which /api/embed replaces."""
+
+    model: str = ""
+    prompt: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: str | int | float | None = None
+
+
+class OneEmbedReply(msgspec.Struct):
+    """Of /api/embeddings."""
+
+    embedding: list[float]
+
+
 class Details(msgspec.Struct, kw_only=True):
     """What a model is, in a list."""
 

@@ -19,6 +19,7 @@ from octavo.server.openai.common import (
     UsageRules,
     check_ceilings,
     head,
+    metrics_info,
     refuse_unsupported,
     sampling_params,
     usage_info,
@@ -131,6 +132,7 @@ class Chat:
             prompt_logprobs=prompt_logprobs(shown, self._state.vocabulary) if wanted else None,
             prompt_token_ids=list(started.prompt_ids) if body.return_token_ids else None,
             prompt_text=started.prompt if body.return_prompt_text else None,
+            metrics=metrics_info(run, body, self._settings),
         )
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
@@ -188,6 +190,7 @@ class Chat:
         if rules.last:
             chunk = make.chunk(None)
             chunk.usage = usage_info(run.usage, settings)
+            chunk.metrics = metrics_info(run, body, settings) or UNSET
             yield _line(chunk)
         yield SSE_DONE
 

@@ -12,7 +12,7 @@ from octavo.server.limits import INT32_MAX, at_most
 from octavo.server.openai.forms import structured_outputs
 from octavo.server.openai.replies import CompletionDetails, PromptDetails, UsageInfo
 from octavo.server.openai.requests import NOT_YET, CommonRequest
-from octavo.server.runs import Usage
+from octavo.server.runs import Run, Usage
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.types.sampling import SamplingParams
@@ -135,6 +135,23 @@ class UsageRules(msgspec.Struct, frozen=True):
         options = body.stream_options
         last = settings.enable_force_include_usage or bool(options and options.include_usage)
         return cls(last=last, every=last and bool(options and options.continuous_usage_stats))
+
+
+def metrics_info(run: Run, body: CommonRequest, settings: ServerSettings) -> dict[str, Any] | None:
+    """How long a request took, for whoever asks (return_metrics, --enable-per-request-metrics)."""
+    if not (settings.enable_per_request_metrics or body.return_metrics):
+        return None
+    clock, tokens = run.clock, run.usage.completion
+    decode_s = clock.last_s - clock.first_s
+    whole_s = clock.last_s - clock.taken_s
+    longest = max(tokens / max(run.choices, 1) - 1, 1)
+    return {
+        "time_to_first_token_ms": round((clock.first_s - clock.arrived_s) * 1e3, 3),
+        "generation_time_ms": round(decode_s * 1e3, 3),
+        "mean_itl_ms": round(decode_s * 1e3 / longest, 3),
+        "tokens_per_second": round(tokens / whole_s, 3) if whole_s > 0 else None,
+        "total_time_ms": round((clock.last_s - clock.arrived_s) * 1e3, 3),
+    }
 
 
 def usage_info(usage: Usage, settings: ServerSettings) -> UsageInfo:

@@ -18,6 +18,7 @@ from octavo.server.openai.common import (
     UsageRules,
     check_ceilings,
     head,
+    metrics_info,
     refuse_unsupported,
     sampling_params,
     usage_info,
@@ -113,7 +114,9 @@ class Completion:
             choice.text = echoes[index // run.n] + choice.text
             choices.append(choice)
         usage = usage_info(run.usage, self._settings)
-        return CompletionReply(**msgspec.structs.asdict(self._head), choices=choices, usage=usage)
+        metrics = metrics_info(run, self._body, self._settings)
+        top = msgspec.structs.asdict(self._head)
+        return CompletionReply(**top, choices=choices, usage=usage, metrics=metrics)
 
     def _choice(self, index: int, started: Started, answer: Answer) -> CompletionChoice:
         """One answer to the prompt that `started` tells of."""
@@ -155,6 +158,7 @@ class Completion:
         if rules.last:
             chunk = make.chunk(None)
             chunk.usage = usage_info(run.usage, self._settings)
+            chunk.metrics = metrics_info(run, self._body, self._settings) or msgspec.UNSET
             yield _line(chunk)
         yield SSE_DONE
 

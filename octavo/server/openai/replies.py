@@ -164,6 +164,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     usage: UsageInfo | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType | None = UNSET
     prompt_text: str | UnsetType | None = UNSET
+    metrics: dict[str, Any] | UnsetType = UNSET
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -212,6 +213,7 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     choices: list[CompletionChoice]
     system_fingerprint: str | UnsetType = UNSET
     usage: UsageInfo | None = None
+    metrics: dict[str, Any] | UnsetType = UNSET
 
 
 class ModelPermission(msgspec.Struct, kw_only=True):

@@ -58,6 +58,8 @@ class CommonRequest(msgspec.Struct, kw_only=True):
     length_penalty: float | None = None
     early_stopping: bool | str | None = None
     stream_interval: int | None = None
+    return_metrics: bool | None = None
+    """Tell how long the request took, in `metrics`."""
 
     user: str | None = None
     metadata: dict[str, Any] | None = None
