@@ -6,10 +6,12 @@ Dettmers et al. 2023 (QLoRA), section 3, as bitsandbytes stores and computes it.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo.config.machine import cpu_count
 from octavo.ops.layouts import Dense, Lut4, pack4
 from octavo.quant.format import F32
 
@@ -38,47 +40,57 @@ SMALLEST_GROUP = 8
 
 
 def _first_codes() -> U8:
-    """The code at the beginning of each bin of -1 .. 1; at most one edge lies in two neighbouring bins."""
-    begins = np.arange(_BINS + 1) * (2.0 / _BINS) - 1.0
+    """The code at the beginning of the bin before each bin of -1 .. 1; two bins hold at most one edge.
+
+    The bin before, for a number just below a bin may be rounded into it.
+    """
+    begins = np.arange(-1, _BINS) * (2.0 / _BINS) - 1.0
     return np.searchsorted(_EDGES, begins, side="left").astype(np.uint8)
 
 
 _FIRST = _first_codes()
-_EDGE_ABOVE = np.append(_EDGES, np.float32(np.inf))
+_EDGE = np.append(_EDGES, np.float32(np.inf))[_FIRST]
+"""Of each bin: the edge above its first code."""
 
 
 def round_nf4(matrix: Dense) -> Lut4 | Dense:
     """A matrix [rows, cols] in NF4: the codes and sizes that bitsandbytes gives, its blocks running on from
-    row to row.
+    row to row. A block with a number that is none stays one of those.
     """
     rows, cols = matrix.shape
     flat = matrix.data.reshape(-1)
     codes = np.empty(flat.size, np.uint8)
     sizes = np.empty(-(-flat.size // BLOCK), np.float32)
-    for start in range(0, flat.size, _CHUNK):
+
+    def round_chunk(start: int) -> None:
         some = Dense(flat[start : start + _CHUNK], matrix.dtype).dequantize()
         whole = some.size // BLOCK * BLOCK
         end = (start + whole) // BLOCK
         blocks = some[:whole].reshape(-1, BLOCK)
         most = np.abs(blocks).max(axis=1, initial=0)
         sizes[start // BLOCK : end] = most
-        inverse = np.float32(1) / np.maximum(most, np.float32(1e-38))
-        codes[start : start + whole] = _codes((blocks * inverse[:, None]).reshape(-1))
+        with np.errstate(invalid="ignore"):
+            inverse = np.float32(1) / np.maximum(most, np.float32(1e-38))
+            codes[start : start + whole] = _codes((blocks * inverse[:, None]).reshape(-1))
         if whole < some.size:
             # The library divides in a last block that is cut short, where it multiplies in the others.
             sizes[-1] = np.maximum(np.abs(some[whole:]).max(), np.float32(1e-38))
-            codes[start + whole :] = _codes(some[whole:] / sizes[-1])
+            with np.errstate(invalid="ignore"):
+                codes[start + whole :] = _codes(some[whole:] / sizes[-1])
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        list(pool.map(round_chunk, range(0, flat.size, _CHUNK)))
     return in_blocks(codes, NF4, sizes, BLOCK, rows, cols)
 
 
 def _codes(numbers: F32) -> U8:
     """The nearest code of each number in -1 .. 1: that of the bin it lies in, and 1 more above its edge."""
-    numbers = np.clip(numbers, np.float32(-1), np.float32(1))
-    bins = ((numbers + np.float32(1)) * np.float32(_BINS // 2)).astype(np.int32)
-    # The sum is rounded: a number just below a bin may fall into it, and is told by the edge before.
-    first = _FIRST[np.maximum(bins - 1, 0)]
-    codes = first + (numbers > _EDGE_ABOVE[first])
-    return np.asarray(codes, np.uint8)
+    places = numbers + np.float32(1)
+    places *= np.float32(_BINS // 2)
+    bins = places.astype(np.intp)
+    codes = _FIRST.take(bins, mode="clip")
+    codes += numbers > _EDGE.take(bins, mode="clip")
+    return codes
 
 
 def in_blocks(codes: U8, table: F32, sizes: F32, block: int, rows: int, cols: int) -> Lut4 | Dense:

@@ -70,6 +70,12 @@ class TorchAo:
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
         if _PRE in tensors:
             raise UnsupportedModel(f"torchao's act_pre_scale (of {tensors.stem}) is not supported.")
+        if "._weight_per_tensor_scale" in tensors or (
+            _SCALE in tensors and tensors.stored(_SCALE).dtype.startswith("float8")
+        ):
+            raise UnsupportedModel(
+                f"torchao's MXTensor and NVFP4Tensor (of {tensors.stem}) are not supported."
+            )
         stored = tensors.stored(_Q)
         if stored.dtype == "int32" and len(stored.shape) == 4 and _PAIR in tensors:
             return _tiles(tensors, rows, cols)

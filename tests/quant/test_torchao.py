@@ -101,6 +101,12 @@ def test_what_is_not_read_is_named() -> None:
     tensors, _ = packers.torchao(np.random.default_rng(0), 24, 96)
     with pytest.raises(UnsupportedModel, match=r"int32 \[24, 12\] for m .* Int8Tensor"):
         read({**tensors, "_weight_qdata": np.zeros((24, 12), np.int32)}, 24, 96)
+    mx = {
+        "_weight_qdata": np.zeros((24, 48), np.uint8),
+        "_weight_scale": (np.ones((24, 3), np.uint8), "float8_e8m0fnu"),
+    }
+    with pytest.raises(UnsupportedModel, match="MXTensor"):
+        read(mx, 24, 96)
     with pytest.raises(UnsupportedModel, match="act_pre_scale"):
         read({**tensors, "_weight_act_pre_scale": np.ones(96, np.float32)}, 24, 96)
     with pytest.raises(UnsupportedModel, match="quant_type None"):
