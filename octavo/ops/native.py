@@ -175,6 +175,8 @@ class NativeRunnable:
         lowering = Lowering(graph, self.plan, weights)
         lowering.run()
         self._sites = lowering.sites
+        self.packed_bytes = sum(weight.nbytes for weight in weights.values())
+        """Bytes of all weights as they stand in memory."""
         matrices = [node.weight for node in graph.nodes if node.op == "linear" and node.weight]
         self.step_bytes = sum(
             weights[name].nbytes for matrix in matrices for name in _piece_names(matrix.name, weights)
