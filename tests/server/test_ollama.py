@@ -358,6 +358,15 @@ def test_pulling_another(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.post("/api/pull", {"model": "a/b", "stream": False}).status_code == 400
 
 
+def test_pulling_says_what_the_hub_said(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.settings["allow_pull"] = True
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, words in (("/etc", "hub id"), ("../x", "hub id"), ("a/b--c", "hub id")):
+        refused = client.post("/api/pull", {"model": name, "stream": False})
+        assert refused.status_code == 400, refused.text
+        assert words in refused.json()["error"]
+
+
 def test_embeddings(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = []
 

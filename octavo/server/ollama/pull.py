@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.errors import NotFound, OctavoError
+from octavo.errors import BadRequest, CheckpointError, ConfigError, NotFound, OctavoError
 from octavo.log import logger
 from octavo.server.errors import Forbidden, error_body
 from octavo.server.ollama.bodies import Status
@@ -94,6 +94,11 @@ async def _steps(state: State, asked: str, one: asyncio.Lock) -> AsyncGenerator[
 
 
 def _download(name: str) -> Path:
-    from octavo.weights.hub import resolve_model
+    """Fetch a hub's model, never a path here. Raises BadRequest with what the hub said."""
+    from octavo.weights.hub import check_id, resolve_model
 
-    return resolve_model(name, quiet=True)
+    try:
+        check_id(name.partition(":")[0], None)
+        return resolve_model(name, quiet=True)
+    except (ConfigError, CheckpointError) as error:
+        raise BadRequest(error.message, param="model") from error
