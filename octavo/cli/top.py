@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.cli.common import read_words, wants_help
-from octavo.cli.remote import ServerError, read
+from octavo.cli.remote import read
 from octavo.cli.scrape import Look, look, quantiles, rate
 from octavo.cli.top_flags import TOP
-from octavo.errors import ConfigError
+from octavo.errors import ConfigError, OctavoError
 
 _URL = "http://localhost:8000"
 _INTERVAL_S = 2.0
@@ -54,7 +54,7 @@ def main(command: str, words: Sequence[str]) -> int:
 
 
 def _watch(console: Any, url: str, before: Look, interval_s: float, now: Any) -> int:
-    """Frames until Ctrl-C; a server that goes away is waited for."""
+    """Frames until Ctrl-C; a server that goes away, or starts again, is waited for."""
     from rich.live import Live
     from rich.text import Text
 
@@ -63,7 +63,7 @@ def _watch(console: Any, url: str, before: Look, interval_s: float, now: Any) ->
             time.sleep(interval_s)
             try:
                 seen = now()
-            except ServerError as error:
+            except OctavoError as error:
                 live.update(Text(f"{error}\nWaiting for it; Ctrl-C ends.", style="red"))
                 continue
             live.update(frame(url, before, seen), refresh=True)
