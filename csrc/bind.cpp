@@ -160,7 +160,7 @@ std::shared_ptr<Weight> pack_rounded(Pool& pool, std::shared_ptr<Arena> arena, c
 
 Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
                std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-               const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes,
+               const std::array<int64_t, 3>& ints, int64_t cache, std::vector<float> slopes,
                std::shared_ptr<Mixture> mixture) {
   if (kind < 0 || kind > static_cast<int>(OpKind::take)) throw std::invalid_argument("octavo: no such op");
   const auto ref = [](const RefTuple& r) { return Ref{std::get<0>(r), std::get<1>(r), std::get<2>(r)}; };
@@ -176,6 +176,7 @@ Node make_node(int kind, const std::vector<RefTuple>& in, const RefTuple& out, s
   n.b = floats[1];
   n.i = ints[0];
   n.j = ints[1];
+  n.k = ints[2];
   n.cache = cache;
   n.slopes = std::move(slopes);
   n.mixture = std::move(mixture);
@@ -187,10 +188,14 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run_plan(const std::shared_ptr<Plan>&
                                                     const Array1& positions, const Array1& rope_lens,
                                                     const Array1& seq_starts, const Array1& context_lens,
                                                     const Array2& tables, const Array1& logit_rows,
-                                                    const std::optional<Array1>& adapters) {
+                                                    const std::optional<Array1>& adapters,
+                                                    const std::optional<Array1>& token_types,
+                                                    const std::optional<Array1>& logit_firsts) {
   const size_t tokens = ids.shape(0), sequences = context_lens.shape(0);
   if (positions.shape(0) != tokens || rope_lens.shape(0) != tokens || seq_starts.shape(0) != sequences + 1 ||
-      tables.shape(0) < sequences || (adapters && adapters->shape(0) != sequences))
+      tables.shape(0) < sequences || (adapters && adapters->shape(0) != sequences) ||
+      (token_types && token_types->shape(0) != tokens) ||
+      (logit_firsts && logit_firsts->shape(0) != logit_rows.shape(0)))
     throw std::invalid_argument("octavo plan: the arrays of a step disagree in length");
   const BatchArrays batch{ids.data(),
                           positions.data(),
@@ -203,7 +208,9 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run_plan(const std::shared_ptr<Plan>&
                           static_cast<int64_t>(sequences),
                           static_cast<int64_t>(logit_rows.shape(0)),
                           static_cast<int64_t>(tables.shape(1)),
-                          adapters ? adapters->data() : nullptr};
+                          adapters ? adapters->data() : nullptr,
+                          token_types ? token_types->data() : nullptr,
+                          logit_firsts ? logit_firsts->data() : nullptr};
   {
     nb::gil_scoped_release release;
     plan->run(batch);
@@ -363,7 +370,7 @@ NB_MODULE(_native, m) {
           "add",
           [](Plan& p, int kind, const std::vector<RefTuple>& in, const RefTuple& out, std::shared_ptr<Weight> weight,
              std::shared_ptr<Weight> bias, std::shared_ptr<RopeSpec> rope, const std::array<float, 2>& floats,
-             const std::array<int64_t, 2>& ints, int64_t cache, std::vector<float> slopes,
+             const std::array<int64_t, 3>& ints, int64_t cache, std::vector<float> slopes,
              std::shared_ptr<Mixture> mixture) {
             p.add(make_node(kind, in, out, std::move(weight), std::move(bias), std::move(rope), floats, ints, cache,
                             std::move(slopes), std::move(mixture)));
@@ -390,7 +397,8 @@ NB_MODULE(_native, m) {
           "slot"_a, "site"_a, "a"_a, "parts"_a)
       .def("clear_adapter", &Plan::clear_adapter, "slot"_a)
       .def("run", &run_plan, "token_ids"_a, "positions"_a, "rope_lens"_a, "seq_starts"_a, "context_lens"_a,
-           "block_tables"_a, "logit_rows"_a, "adapters"_a = nb::none())
+           "block_tables"_a, "logit_rows"_a, "adapters"_a = nb::none(), "token_types"_a = nb::none(),
+           "logit_firsts"_a = nb::none())
       .def("row_stats",
            [](const std::shared_ptr<Plan>& plan) -> nb::object {
              const auto rows = static_cast<size_t>(plan->stat_rows());

@@ -4,6 +4,7 @@
 // caller decides how the work is cut; nothing they compute depends on the cut.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -171,6 +172,12 @@ struct CacheView {
   int64_t scales() const { return dtype == CacheDtype::int8 ? int64_t{4} * block_size : 0; }
 };
 
+// One sequence's part of a step: rows first_row .. first_row+rows-1 stand at positions first_pos ...
+struct SequenceSpan {
+  int first_row, rows, first_pos;
+  const int32_t* blocks;
+};
+
 struct AttentionArgs {
   CacheView cache;
   View q, k, v, out;
@@ -180,14 +187,16 @@ struct AttentionArgs {
   bool rounded;          // query and softmax weights are rounded to bf16 too
   const float* slopes;   // [heads] ALiBi: score += slope * (key's position - query's); or null
   const float* sinks;    // [heads] scores of a key without a value; or null
+  bool both = false;     // keys behind the query's position are seen too, with a window as many as before it
+  // The first key that a query at `pos` sees, and the one behind the last.
+  int low(int pos) const { return window > 0 ? std::max(0, pos - window + 1) : 0; }
+  int high(const SequenceSpan& s, int pos) const {
+    if (!both) return pos + 1;
+    const int end = s.first_pos + s.rows;
+    return window > 0 ? std::min(end, pos + window) : end;
+  }
   // Floats of what one row knows of one segment: weighted values, total, exponent.
   int64_t partial_floats() const { return (cache.head_dim + 15) / 16 * 16 + 16; }
-};
-
-// One sequence's part of a step: rows first_row .. first_row+rows-1 stand at positions first_pos ...
-struct SequenceSpan {
-  int first_row, rows, first_pos;
-  const int32_t* blocks;
 };
 
 // Which multiply-add: of float32, of pairs of bf16 where there are such (else float32), of four bytes.

@@ -102,8 +102,8 @@ struct Attend {
   int pairs() const { return (a.cache.head_dim + 1) / 2; }
 
   int position(int row) const { return s.first_pos + (first + row) / group; }
-  int high(int row) const { return position(row) + 1; }
-  int low(int row) const { return a.window > 0 ? std::max(0, position(row) - a.window + 1) : 0; }
+  int high(int row) const { return a.high(s, position(row)); }
+  int low(int row) const { return a.low(position(row)); }
   int head(int row) const { return kv_head * group + (first + row) % group; }
   float* out(int row) const {
     return a.out.row(s.first_row + (first + row) / group) + static_cast<int64_t>(head(row)) * a.cache.head_dim;
@@ -452,10 +452,10 @@ void attend_join(const AttentionArgs& a, const SequenceSpan& s, const AttendRang
   const int64_t part = a.partial_floats(), width = part - 16;
   for (int r = t.row_begin * group; r < t.row_end * group; ++r) {
     const int pos = s.first_pos + r / group, head = t.kv_head * group + r % group;
-    const int low = a.window > 0 ? std::max(0, pos - a.window + 1) : 0;
+    const int low = a.low(pos), last = a.high(s, pos) - 1;
     float* at = t.partials + (r * t.segments + low / kSegment) * part;
     const auto place = [&](float* p) { return Partial{p, p + width, p + width + 1}; };
-    for (int i = low / kSegment + 1; i <= pos / kSegment; ++i)
+    for (int i = low / kSegment + 1; i <= last / kSegment; ++i)
       join(place(at), place(t.partials + (r * t.segments + i) * part), width);
     finish_row(a, place(at), head, a.out.row(s.first_row + r / group) + static_cast<int64_t>(head) * a.cache.head_dim);
   }

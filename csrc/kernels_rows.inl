@@ -57,11 +57,15 @@ void softcap(const float* x, float* out, float cap, int64_t n) {
            [&](int64_t i, int lanes) { put(out + i, set1(cap) * tanh(take(x + i, lanes) * set1(1.0f / cap)), lanes); });
 }
 
-inline Vec erf_each(Vec x) {
-  float v[16];
-  store(v, x);
-  for (float& f : v) f = std::erf(f);
-  return load(v);
+// x times the normal distribution up to x. With t = |x| / sqrt(2) the complementary error function is 2^(-t q(t)), q a
+// polynomial of degree 7 fitted to it on [0, 4] (error of erfc: 1e-8, of its float32 evaluation 1e-7).
+inline Vec gelu(Vec x) {
+  const Vec size = max(zero() - x, x), t = size * set1(0.70710678118654752f), s = min(set1(4.0f), t);
+  Vec q = set1(4.5358421630226076e-05f);
+  for (const float c : {-0.00044550601160153747f, 0.0014894359046593308f, 0.0007746396586298943f,
+                        -0.028253689408302307f, 0.14848162233829498f, 0.9184163808822632f, 1.6279085874557495f})
+    q = fma(q, s, set1(c));
+  return max(zero(), x) - set1(0.5f) * size * exp2(zero() - t * q);
 }
 
 inline Vec activate(Vec x, Activation kind) {
@@ -69,7 +73,7 @@ inline Vec activate(Vec x, Activation kind) {
     case Activation::silu:
       return x * sigmoid(x);
     case Activation::gelu:
-      return set1(0.5f) * x * (set1(1.0f) + erf_each(x * set1(0.70710678118654752f)));
+      return gelu(x);
     case Activation::gelu_tanh: {
       const Vec inner = set1(0.79788456080286536f) * fma(set1(0.044715f) * x * x, x, x);
       return set1(0.5f) * x * (set1(1.0f) + tanh(inner));

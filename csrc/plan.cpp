@@ -206,6 +206,8 @@ void Plan::check(const BatchArrays& b) const {
     if (b.adapters[s] < -1 || b.adapters[s] >= static_cast<int64_t>(adapters_.size())) fail("no such adapter");
   for (int64_t r = 0; r < b.rows; ++r)
     if (b.logit_rows[r] < 0 || b.logit_rows[r] >= b.tokens) fail("a logit row outside the step");
+  for (int64_t r = 0; b.logit_firsts && r < b.rows; ++r)
+    if (b.logit_firsts[r] < 0 || b.logit_firsts[r] > b.logit_rows[r]) fail("a mean of no rows");
 }
 
 void Plan::prepare(const BatchArrays& b) {
@@ -300,20 +302,21 @@ void Plan::execute(const Node& n) {
 }
 
 void Plan::embedding(const Node& n) {
-  const int32_t* ids = n.i == 0 ? batch_.token_ids : batch_.positions;
+  const int32_t* ids = n.i == 0 ? batch_.token_ids : n.i == 1 ? batch_.positions : batch_.token_types;
   const PackedMatrix table = n.weight->packed();
+  const auto row = [&](int64_t t) { return ids ? ids[t] + n.j : n.j; };
   for (int64_t t = 0; t < batch_.tokens; ++t)
-    if (ids[t] < 0 || ids[t] + n.j >= table.rows) fail("a token or position outside its table");
+    if (row(t) < n.j || row(t) >= table.rows) fail("a token, position or type outside its table");
   const View out = view(n.out);
   const std::vector<int32_t>& order = n.weight->order();
   over_rows(batch_.tokens, out.width, [&](int64_t begin, int64_t end) {
     std::vector<float> stored(order.size());
     for (int64_t t = begin; t < end; ++t) {
       if (order.empty()) {
-        kernels_->matrix_row(table, ids[t] + n.j, out.row(t));
+        kernels_->matrix_row(table, row(t), out.row(t));
         continue;
       }
-      kernels_->matrix_row(table, ids[t] + n.j, stored.data());
+      kernels_->matrix_row(table, row(t), stored.data());
       for (size_t k = 0; k < order.size(); ++k)
         if (order[k] >= 0) out.row(t)[order[k]] = stored[k];
     }

@@ -125,8 +125,8 @@ struct Node {
   std::array<Ref, 3> in;
   Ref out;
   std::shared_ptr<Weight> weight, bias;
-  float a = 0, b = 0;    // eps and offset; factor; cap; scale and softcap
-  int64_t i = 0, j = 0;  // see Plan::check
+  float a = 0, b = 0;           // eps and offset; factor; cap; scale and softcap
+  int64_t i = 0, j = 0, k = 0;  // see Plan::check
   int64_t cache = -1;
   std::vector<float> slopes;
   std::shared_ptr<RopeSpec> rope;
@@ -153,7 +153,10 @@ struct PlanLimits {
 struct BatchArrays {
   const int32_t *token_ids, *positions, *rope_lens, *seq_starts, *context_lens, *block_tables, *logit_rows;
   int64_t tokens, sequences, rows, table_stride;
-  const int32_t* adapters = nullptr;  // [sequences] places of set_adapter(), -1 none; null: no adapter in the step
+  const int32_t* adapters = nullptr;     // [sequences] places of set_adapter(), -1 none; null: no adapter in the step
+  const int32_t* token_types = nullptr;  // [tokens] null: zeros
+  const int32_t* logit_firsts =
+      nullptr;  // [rows] where the means of rows begin that end at logit_rows; null: single rows
 };
 
 // What matrices see of their inputs: dense ones bf16 or float32, quantized ones also int8.

@@ -129,8 +129,7 @@ void Plan::cut_attention(const AttentionArgs& args) {
         attend_parts_.push_back({&s, {0, row, std::min(s.rows, row + tokens), 0, all, segments, nullptr}});
       continue;
     }
-    const int low = args.window > 0 ? std::max(0, s.first_pos - args.window + 1) : 0;
-    for (int64_t i = low / kSegment; i < segments; ++i) {
+    for (int64_t i = args.low(s.first_pos) / kSegment; i < segments; ++i) {
       const int key = static_cast<int>(i) * kSegment;
       attend_parts_.push_back({&s, {0, 0, s.rows, key, key + kSegment, segments, free}});
     }
@@ -159,7 +158,8 @@ void Plan::attention(const Node& n) {
                            static_cast<int>(n.j),
                            rounded,
                            n.slopes.empty() ? nullptr : n.slopes.data(),
-                           n.weight ? n.weight->values() : nullptr};
+                           n.weight ? n.weight->values() : nullptr,
+                           n.k != 0};
   const int64_t write_cost = int64_t{2} * cache.kv_heads * cache.head_dim * 4;
   over_rows(batch_.tokens, write_cost, [&](int64_t begin, int64_t end) {
     auto span = std::upper_bound(spans_.begin(), spans_.end(), begin,
@@ -198,8 +198,17 @@ void Plan::attention(const Node& n) {
 
 void Plan::take(const Node& n) {
   const View x = view(n.in[0]), out = view(n.out);
-  for (int64_t r = 0; r < batch_.rows; ++r)
-    std::memcpy(out.row(r), x.row(batch_.logit_rows[r]), static_cast<size_t>(out.width) * 4);
+  int64_t touched = batch_.rows;
+  for (int64_t r = 0; batch_.logit_firsts && r < batch_.rows; ++r)
+    touched += batch_.logit_rows[r] - batch_.logit_firsts[r];
+  over_rows(batch_.rows, out.width * (touched / std::max<int64_t>(batch_.rows, 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t last = batch_.logit_rows[r], first = batch_.logit_firsts ? batch_.logit_firsts[r] : last;
+      std::memcpy(out.row(r), x.row(first), static_cast<size_t>(out.width) * 4);
+      for (int64_t t = first + 1; t <= last; ++t) kernels_->add(out.row(r), x.row(t), out.row(r), out.width);
+      if (first < last) kernels_->scale(out.row(r), 1.0f / static_cast<float>(last - first + 1), out.row(r), out.width);
+    }
+  });
 }
 
 }  // namespace octavo

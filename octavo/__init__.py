@@ -14,6 +14,11 @@ _LAZY = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.llm",
     "SamplingParams": "octavo.types.sampling",
+    "PoolingParams": "octavo.types.pooling",
+    "PoolingRequestOutput": "octavo.types.pooling",
+    "EmbeddingRequestOutput": "octavo.types.pooling",
+    "ClassificationRequestOutput": "octavo.types.pooling",
+    "ScoringRequestOutput": "octavo.types.pooling",
     "RequestOutput": "octavo.types.outputs",
     "CompletionOutput": "octavo.types.outputs",
 }
@@ -21,9 +26,28 @@ _LAZY = {
 if TYPE_CHECKING:
     from octavo.llm import LLM, AsyncLLM
     from octavo.types.outputs import CompletionOutput, RequestOutput
+    from octavo.types.pooling import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingParams,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
     from octavo.types.sampling import SamplingParams
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "ClassificationRequestOutput",
+    "CompletionOutput",
+    "EmbeddingRequestOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "ScoringRequestOutput",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -199,6 +199,8 @@ class Plan:
         block_tables: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
         adapters: NDArray[np.int32] | None = None,
+        token_types: NDArray[np.int32] | None = None,
+        logit_firsts: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         """One step (octavo.ops.contract.Batch): logits [rows, vocab], valid until the next run."""
 

@@ -22,10 +22,12 @@ from octavo.build.load import load
 from octavo.build.outline import Outline, outline
 from octavo.config import machine
 from octavo.config.arch import Arch
+from octavo.config.encoders import position_offset
 from octavo.config.engine import EngineConfig
 from octavo.config.environment import cache_folder, clamp_kv_cache_space, read_environment
 from octavo.config.families import FAMILY_CONFIGS
 from octavo.config.generation import load_generation_config, token_ids
+from octavo.config.pooling import Pooler
 from octavo.engine.client import ThreadClient
 from octavo.engine.core import Engine
 from octavo.engine.settings import EngineSettings
@@ -48,6 +50,7 @@ from octavo.pipeline.template import ChatTemplate, load_template
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.pipeline.vocab import read_json
 from octavo.runner.memory import CacheBudget, CacheShape
+from octavo.runner.pooling import PoolingRunner
 from octavo.runner.runner import Runner
 from octavo.runner.sampling import Sampler
 from octavo.types.job import ChatOptions
@@ -66,6 +69,8 @@ STEP_TOKENS = 1024
 _STEP_TARGET_S = 0.25
 """Prompt parts are sized so that a step with decodes takes about this long: see engine.pace."""
 _LOGIT_ROWS = 64
+_WHOLE_TOKENS = 1 << 15
+"""Longer prompts that one step must hold need --max-num-batched-tokens."""
 _SCALED_CONTEXT = ("linear", "dynamic", "yarn")
 """Rope types whose factor stretches the context that config.json states; the others state it stretched."""
 _BLOCK_MULTIPLE = 16
@@ -112,13 +117,16 @@ def build(config: EngineConfig, served_names: Sequence[str] = ()) -> Launched:
         preparer = text_side.result()
     model.allocate_cache(plan.cache.blocks)
     _warm_up(model)
-    sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
     adapters, places = build_adapters(config, plan.decoder, model, plan.dtype, preparer.info.names)
 
     def release() -> None:
         model.allocate_cache(plan.cache.blocks)
 
-    runner = Runner(model, plan.limits, plan.arch.vocab, sampler, places)
+    if plan.pooler is not None:
+        runner: Runner = PoolingRunner(model, plan.limits, plan.pooler.width, places)
+    else:
+        sampler = Sampler(plan.arch.vocab, plan.limits.sequences, pool=getattr(model, "pool", None))
+        runner = Runner(model, plan.limits, plan.arch.vocab, sampler, places)
     engine = Engine(InlineExecutor(runner), plan.cache, _settings(config, plan), release=release)
     _native.trim_memory()
     log.info("%s", plan.cache.describe())
@@ -170,12 +178,14 @@ def _decide(config: EngineConfig) -> _Plan:
         config.memory_share,
         config.num_blocks_override,
     )
-    max_model_len = _max_model_len(config, known.arch, budget)
+    max_model_len = _max_model_len(config, known.arch, budget, known.pooler)
     tokens = max(min(config.max_num_batched_tokens or STEP_TOKENS, 1 << 16), config.max_num_seqs)
+    if known.pooler is not None and known.pooler.whole:
+        tokens = max(tokens, min(max_model_len, _WHOLE_TOKENS))
     limits = Limits(
         tokens=tokens,
         sequences=config.max_num_seqs,
-        logit_rows=min(tokens, max(config.max_num_seqs, _LOGIT_ROWS)),
+        logit_rows=tokens if known.pooler else min(tokens, max(config.max_num_seqs, _LOGIT_ROWS)),
         block_size=config.block_size,
         max_model_len=max_model_len,
     )
@@ -201,7 +211,7 @@ def context_limit(arch: Arch) -> int:
 
     Raises CheckpointError for a factor or length that is no positive number.
     """
-    limit = arch.max_positions
+    limit = arch.max_positions - position_offset(arch)
     if FAMILY_CONFIGS[arch.architecture].stretched_positions:
         return limit
     for kind in set(arch.layer_types) & set(arch.rope_by_type):
@@ -213,8 +223,10 @@ def context_limit(arch: Arch) -> int:
     return limit
 
 
-def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget) -> int:
+def _max_model_len(config: EngineConfig, arch: Arch, budget: CacheBudget, pooler: Pooler | None) -> int:
     limit = context_limit(arch)
+    if pooler is not None and pooler.max_tokens is not None and config.max_model_len is None:
+        limit = min(limit, pooler.max_tokens)
     wanted = config.max_model_len
     if wanted is None:
         fits = budget.choose_context(limit)
@@ -347,12 +359,12 @@ def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
         max_num_batched_tokens=plan.limits.tokens,
         logit_rows=plan.limits.logit_rows,
         policy=config.scheduling_policy,
-        prefix_caching=config.enable_prefix_caching,
+        prefix_caching=config.enable_prefix_caching and not (plan.pooler and plan.pooler.encoder),
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
         vocab=plan.arch.vocab,
         rope_switch_tokens=min(switches) if switches else None,
-        step_target_s=_STEP_TARGET_S,
+        step_target_s=None if plan.pooler else _STEP_TARGET_S,
         max_adapters=config.max_loras if config.enable_lora else 0,
     )
 
@@ -402,6 +414,8 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         seed=config.seed,
         chat_template_kwargs=config.chat_template_kwargs,
         reply_format=_reply_format(config, template),
+        pooler=plan.pooler,
+        pair_template=template if config.chat_template else None,
     )
 
 

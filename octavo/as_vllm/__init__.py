@@ -25,6 +25,20 @@ _SAMPLING = {
     "StructuredOutputsParams": "octavo.types.structured",
     "GuidedDecodingParams": "octavo.types.structured",
 }
+_POOLING = dict.fromkeys(
+    (
+        "PoolingParams",
+        "PoolingOutput",
+        "PoolingRequestOutput",
+        "EmbeddingOutput",
+        "EmbeddingRequestOutput",
+        "ClassificationOutput",
+        "ClassificationRequestOutput",
+        "ScoringOutput",
+        "ScoringRequestOutput",
+    ),
+    "octavo.types.pooling",
+)
 _ARGS = {"EngineArgs": "octavo.llm", "AsyncEngineArgs": "octavo.llm"}
 _PROMPTS = {"TextPrompt": "octavo.llm", "TokensPrompt": "octavo.llm", "PromptType": "octavo.as_vllm.extras"}
 _ASYNC = {"AsyncLLM": "octavo.llm", "AsyncLLMEngine": "octavo.as_vllm.extras"}
@@ -38,11 +52,13 @@ MODULES: dict[str, dict[str, str]] = {
         "AsyncLLMEngine": "octavo.as_vllm.extras",
         **_SAMPLING,
         **_OUTPUTS,
+        **_POOLING,
         **_ARGS,
         **_PROMPTS,
     },
     "vllm.sampling_params": _SAMPLING,
-    "vllm.outputs": _OUTPUTS,
+    "vllm.outputs": {**_OUTPUTS, **_POOLING},
+    "vllm.pooling_params": _POOLING,
     "vllm.sequence": {"RequestMetrics": "octavo.types.outputs", "Logprob": "octavo.types.outputs"},
     "vllm.logprobs": {"Logprob": "octavo.types.outputs"},
     "vllm.inputs": _PROMPTS,

@@ -61,6 +61,7 @@ def load(
         return _made(params, checkpoint, on_bytes, rounded)
     if isinstance(checkpoint, GgufCheckpoint):
         return load_gguf(model, checkpoint, dtype, on_bytes=on_bytes, roundings=rounded)
+    names.choose_spelling(model, set(checkpoint.names()))
     wanted = [(param, names.sources(model, param)) for param in params]
     unused = tuple(re.compile(pattern) for pattern in (stored.unused if stored else ()))
 

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from octavo.build.declare import declare
 from octavo.build.load_gguf import plain_norms
+from octavo.build.pooling import with_pooling
 from octavo.build.precision import dtype_of, precision_of
 from octavo.build.quantize import quantize, roundings, with_quantization
 from octavo.build.shard import shard
 from octavo.build.source import open_source
 from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
+from octavo.config.pooling import Pooler, folder_reader, matryoshka, read_pooler
+from octavo.errors import ConfigError
 from octavo.layers.decoder import Decoder
 from octavo.ops.contract import Precision
 from octavo.quant.format import Format
@@ -38,6 +43,8 @@ class Outline:
     stored: Format | None
     roundings: Mapping[str, Rounding]
     precision: Precision
+    pooler: Pooler | None
+    """None for a model that generates."""
 
     @property
     def weight_bytes(self) -> int:
@@ -73,9 +80,23 @@ def outline(config: EngineConfig, path: Path, read_json: Callable[[Path], dict[s
         else source.checkpoint(config.load_format, config.quantization)
     )
     stored = None if source.gguf else quantize(arch, config.quantization)
-    decoder = shard(declare(arch, dtype))
+    pooler = read_pooler(
+        arch.config,
+        arch.architecture,
+        folder_reader(source.folder),
+        config.runner,
+        config.convert,
+        config.pooler_config,
+    )
+    if pooler is not None:
+        width = pooler.modules[-1].out if pooler.modules else len(pooler.labels) or arch.hidden
+        pooler = matryoshka(replace(pooler, width=width), arch.config)
+        if source.gguf is not None and pooler.kind != "embed":
+            raise ConfigError("A GGUF file has no labels.", hint="Use the Hugging Face checkpoint.")
+        checkpoint = with_pooling(checkpoint, pooler, source.folder)
+    decoder = shard(declare(arch, dtype, pooler))
     if source.gguf is not None:
         decoder = plain_norms(decoder)
     rounded = roundings(decoder, config.quantization)
     precision = precision_of(config, dtype)
-    return Outline(source.folder, arch, dtype, checkpoint, decoder, stored, rounded, precision)
+    return Outline(source.folder, arch, dtype, checkpoint, decoder, stored, rounded, precision, pooler)

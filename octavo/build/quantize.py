@@ -117,7 +117,7 @@ def roundings(model: Decoder, method: str | None) -> Mapping[str, Rounding]:
     if method is None or model.arch.quantization:
         return {}
     method = method_of(method)
-    careful = {id(model.embed.weight), id(model.head.weight)}
+    careful = {id(model.embed.weight)} | ({id(model.head.weight)} if model.head else set())
     found: dict[str, Rounding] = {}
     for name, param in model.named_params():
         if method == "bitsandbytes":

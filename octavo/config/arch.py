@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from octavo.config.encoders import family_name
 from octavo.config.families import FAMILY_CONFIGS, FamilyConfig
 from octavo.errors import CheckpointError, UnsupportedModel
 
@@ -20,6 +21,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
+    "swiglu": "silu",
+    "geglu": "gelu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -211,8 +214,8 @@ def _architecture(config: dict[str, Any]) -> str:
     named = config.get("architectures")
     names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else []
     for name in names:
-        if name in FAMILY_CONFIGS:
-            return name
+        if found := family_name(name, FAMILY_CONFIGS):
+            return found
     model_type = config.get("model_type")
     if not names:
         for name, family in FAMILY_CONFIGS.items():
@@ -247,6 +250,9 @@ def _with_defaults(config: dict[str, Any], family: FamilyConfig) -> dict[str, An
             values.setdefault(ours, config[theirs])
     if values.get("sliding_window") == 0:  # what transformers writes for none
         values["sliding_window"] = None
+    if "local_attention" in family.defaults:  # ModernBERT's, of both sides together
+        both = values.get("local_attention", family.defaults["local_attention"])
+        values.setdefault("sliding_window", both // 2 if isinstance(both, int) else both)
     for key, default in family.defaults.items():
         if key not in values or (values[key] is None and key not in _NULLABLE):
             values[key] = default
@@ -318,6 +324,8 @@ def _is_local(values: dict[str, Any], family: FamilyConfig, windowed: bool, laye
         return windowed and layer >= _integer(values, "max_window_layers", least=0)
     if family.layers == "pattern":
         return (layer + 1) % _integer(values, "sliding_window_pattern") != 0
+    if family.layers == "every":
+        return layer % _integer(values, "global_attn_every_n_layers") != 0
     if family.layers == "no_rope":
         return windowed and layer in _without_rope(values, layer + 1)
     return False

@@ -27,6 +27,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     activation_dtype: str = "auto"
     """What quantized matrices see of their input: int8 (blocks of 32), bf16 or fp32. auto: fp32 for dtype
     float32, but what a W8A8 checkpoint says; else int8."""
+    runner: str = "auto"
+    """auto (what the checkpoint is), generate, or pooling: vectors, labels or scores in place of text."""
+    convert: str = "auto"
+    """What a generative checkpoint is made into for pooling: embed, classify or score."""
+    pooler_config: dict[str, Any] = msgspec.field(default_factory=dict)
     backend: str = "native"
     """native, numpy or torch."""
     hf_overrides: dict[str, Any] = msgspec.field(default_factory=dict)

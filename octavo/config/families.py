@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.config.encoders import ENCODERS
+
 
 @dataclass(frozen=True)
 class FamilyConfig:
@@ -21,7 +23,7 @@ class FamilyConfig:
     layers: str = "full"
     """Which layers look through a window when `layer_types` is absent: `full` none, `window` all, `qwen`
     those from `max_window_layers` on if `use_sliding_window`, `pattern` all but every
-    `sliding_window_pattern`-th.
+    `sliding_window_pattern`-th, `every` all but each `global_attn_every_n_layers`-th, from 0 on.
     """
     typed_layers: bool = True
     """Whether `layer_types` is obeyed when present."""
@@ -34,6 +36,8 @@ class FamilyConfig:
     """A second key that checkpoints use -> ours, read where ours is absent."""
     default_rope: dict[str, Any] | None = None
     """The rope parameters of a config.json that has none."""
+    encoder: bool = False
+    """Every token sees the whole sequence: a model of vectors and labels, not of text."""
     wrapped: bool = False
     """The text model's configuration stands in `text_config`."""
 
@@ -393,4 +397,5 @@ FAMILY_CONFIGS: dict[str, FamilyConfig] = {
         default_rope=_GPT_OSS_ROPE,
     ),
     "GPT2LMHeadModel": FamilyConfig("gpt2", _GPT2, _GPT2_SPELLING, rope=False),
+    **{name: FamilyConfig(**known, encoder=True) for name, known in ENCODERS.items()},
 }

@@ -59,7 +59,7 @@ mm-processor-device language-model-only? mm-encoder-only? mm-encoder-tp-mode mm-
 mm-encoder-attn-dtype mm-encoder-fp8-scale-path mm-encoder-fp8-scale-save-path
 mm-encoder-fp8-scale-save-margin interleave-mm-strings? skip-mm-profiling? video-pruning-rate
 video-pruning-method mm-tensor-ipc mm-ipc-gpu-memory-gb mm-device-do-normalize? enable-mm-embeds?
-disable-chunked-mm-input? trust-request-mm-kwargs? enable-prompt-embeds? runner convert pooler-config{}
+disable-chunked-mm-input? trust-request-mm-kwargs? enable-prompt-embeds?
 io-processor-plugin logits-processors* enable-return-routed-experts? return-sampling-mask?
 collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
@@ -91,7 +91,7 @@ enable-prompt-adapter? engine-use-ray? logits-processor-pattern long-lora-scalin
 lora-extra-vocab-size max-context-len-to-capture max-long-partial-prefills max-num-partial-prefills
 max-paddings max-prompt-adapter-token max-prompt-adapters max-seq-len-to-capture
 multi-step-stream-outputs? num-lookahead-slots num-scheduler-steps override-neuron-config{}
-override-pooler-config{} preemption-mode prompt-adapters* qlora-adapter-name-or-path
+preemption-mode prompt-adapters* qlora-adapter-name-or-path
 quantization-param-path scheduler-delay-factor spec-decoding-acceptance-method
 speculative-disable-by-batch-size speculative-disable-mqa-scorer?
 speculative-draft-tensor-parallel-size|-spec-draft-tp speculative-max-model-len
@@ -122,8 +122,6 @@ REASONS: dict[str, str] = {
     "disable-sliding-window": "windows are computed as the checkpoint says.",
     "tokenizer-mode": "the tokenizer is chosen from the checkpoint's files.",
     "use-v2-block-manager": "there is one block manager.",
-    "runner": "this version of Octavo generates text only.",
-    "convert": "this version of Octavo generates text only.",
     "chat-template-content-format": "the template shows whether it wants a text or a list of parts.",
     "enable-offline-docs": "/docs never needs another host.",
     "stream-interval": "every token is sent as soon as its text is complete.",

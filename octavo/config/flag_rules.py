@@ -94,9 +94,17 @@ def _device(settings: Settings, value: Any, name: str) -> None:
         settings.notice(name, f"{value} accepted; this version of Octavo runs on the CPU.")
 
 
+_TASK_CONVERSIONS = {"embed": "embed", "embedding": "embed", "classify": "classify", "score": "score"}
+
+
 def _task(settings: Settings, value: Any, name: str) -> None:
-    if value not in ("auto", "generate"):
-        settings.notice(name, f"{value} accepted; this version of Octavo generates text only.")
+    if value in _TASK_CONVERSIONS:
+        settings.engine.setdefault("runner", "pooling")
+        settings.engine.setdefault("convert", _TASK_CONVERSIONS[value])
+    elif value == "generate":
+        settings.engine.setdefault("runner", "generate")
+    elif value != "auto":
+        settings.notice(name, f"{value} accepted; this version of Octavo does not have that task.")
 
 
 def _share(value: float, name: str) -> float:

@@ -149,7 +149,7 @@ def linear(model: Decoder, present: set[str]) -> set[str]:
     found = set()
     for _, param in model.named_params():
         rounds = param.kind in ("matrix", "experts") and not getattr(param, "exact", False)
-        if not rounds or param is model.head.weight:
+        if not rounds or (model.head and param is model.head.weight):
             continue
         source = names.sources(model, param)
         if source.transpose:

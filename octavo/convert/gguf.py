@@ -158,7 +158,7 @@ def _tensors(model: Decoder, reader: _Reader, mix: Mix, name: str) -> list[Tenso
     for _, param in model.named_params():
         where = source(model, param)
         found += _of_param(model, reader, mix, param, where)
-        if param is model.head.weight and param is model.embed.weight and name in UNTIED:
+        if model.head and param is model.head.weight and param is model.embed.weight and name in UNTIED:
             again = GgufSource(("output.weight",), where.rows, where.heads)
             found += _of_param(model, reader, mix, param, again)
     return found

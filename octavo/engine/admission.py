@@ -79,12 +79,20 @@ class Admission:
         prompt = request.prompt
         if not prompt:
             raise BadRequest("The prompt has no tokens.", hint="Send at least one.", param="prompt")
-        if len(prompt) + 1 > self._settings.max_model_len:
-            raise PromptTooLong(len(prompt), self._settings.max_model_len - 1)
-        if len(prompt) + 1 > self._cache_tokens:
+        pooling = request.pooling
+        answer = 1 if pooling is None else 0
+        if len(prompt) + answer > self._settings.max_model_len:
+            raise PromptTooLong(len(prompt), self._settings.max_model_len - answer)
+        if pooling is not None and pooling.whole and len(prompt) > self._settings.max_num_batched_tokens:
             raise PromptTooLong(
                 len(prompt),
-                self._cache_tokens - 1,
+                self._settings.max_num_batched_tokens,
+                hint="Its tokens are computed in one step: shorten it or raise --max-num-batched-tokens.",
+            )
+        if len(prompt) + answer > self._cache_tokens:
+            raise PromptTooLong(
+                len(prompt),
+                self._cache_tokens - answer,
                 hint="The KV cache holds no more: shorten the prompt or raise --kv-cache-memory.",
             )
         if request.sampling.max_tokens < 0:

@@ -176,8 +176,11 @@ class Scheduler:
         """Plan the next part of a prompt, as much as the budgets allow; False when that is nothing."""
         wanted = len(sequence.tokens) - sequence.computed
         count = min(wanted, step.tokens_left, self.settings.max_chunk_tokens or wanted)
-        per_token = sequence.wants_prompt_logprobs
-        if per_token:
+        pooling = sequence.request.pooling
+        if pooling is not None and pooling.whole and count < wanted:
+            return False
+        per_token = sequence.wants_prompt_logprobs or (pooling is not None and pooling.rows == "all")
+        if per_token and (pooling is None or not pooling.whole):
             count = min(count, step.rows_left)
         sample = count == wanted
         rows = count if per_token else int(sample)
@@ -216,14 +219,14 @@ class Scheduler:
 
     def _cached(self, sequence: Sequence) -> list[int]:
         """Blocks of the prefix cache that the sequence can use; its last token is always computed."""
-        if not self.settings.prefix_caching or sequence.wants_prompt_logprobs:
+        if not self.settings.prefix_caching or sequence.computes_all:
             return []
         self._name_blocks(sequence, self._blocks_for(sequence))
         return self.pool.match(sequence.digests, (len(sequence.tokens) - 1) // self.block_size)
 
     def _promised(self, sequence: Sequence, shared: int) -> bool:
         """True when a running sequence is about to compute the next block that this one needs."""
-        if not self._promises or sequence.wants_prompt_logprobs:
+        if not self._promises or sequence.computes_all:
             return False
         if shared >= (len(sequence.tokens) - 1) // self.block_size:
             return False
@@ -247,7 +250,7 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
             sequence.started_s = self._clock()
             self._admission.leave(sequence.request)
-            if self.settings.prefix_caching and not sequence.wants_prompt_logprobs:
+            if self.settings.prefix_caching and not sequence.computes_all:
                 self._counters.prefix_queried_tokens += len(sequence.tokens)
                 self._counters.prefix_hit_tokens += sequence.computed
         if self.settings.prefix_caching:
@@ -353,6 +356,8 @@ class Scheduler:
     def _settle(self, sequence: Sequence, work: Work, sampled: Sampled, now: float) -> TokenOut | None:
         if sampled.error is not None:
             return self.finish((sequence.request.id,), Finish("error", error=sampled.error))[0]
+        if sampled.pooled is not None:
+            return self._give(sequence, work, sampled)
         sequence.computed += work.count
         if sequence.counted < sequence.prompt_tokens:
             self._count_prompt(sequence, work)
@@ -362,6 +367,14 @@ class Scheduler:
         if not sampled.tokens:
             return None
         return self._extend(sequence, sampled, now)
+
+    def _give(self, sequence: Sequence, work: Work, sampled: Sampled) -> TokenOut:
+        """A pooled sequence has its result."""
+        sequence.computed += work.count
+        self._count_prompt(sequence, work)
+        self._publish(sequence)
+        self._end(sequence)
+        return _out(sequence, pooled=sampled.pooled, finish=Finish("stop"))
 
     def _count_prompt(self, sequence: Sequence, work: Work) -> None:
         done = min(work.start + work.count, sequence.prompt_tokens)

@@ -80,6 +80,14 @@ class Sequence:
         return len(self.tokens) - self.prompt_tokens
 
     @property
+    def computes_all(self) -> bool:
+        """Whether no token may come from the prefix cache: each one's own numbers are wanted."""
+        pooling = self.request.pooling
+        return self.wants_prompt_logprobs or (
+            pooling is not None and (pooling.whole or pooling.rows == "all")
+        )
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """True until the first token has carried them out."""
         return self.sampling.prompt_logprobs is not None and self.first_token_s is None
@@ -96,6 +104,7 @@ class Sequence:
             sampling=sampling,
             adapter=self.request.adapter,
             grammar=self.request.grammar,
+            pooling=self.request.pooling,
         )
 
     def reset(self) -> None:

@@ -8,6 +8,7 @@ from octavo.config.arch import Arch
 from octavo.layers.attention import Attention
 from octavo.layers.base import Layer
 from octavo.layers.linear import Embedding, Linear, TiedHead
+from octavo.layers.pooling import Head
 from octavo.ops.contract import AttentionSpec, Ops, Value
 
 
@@ -16,7 +17,12 @@ class Decoder(Layer):
 
     `positions`: learned positions added to the embedding (GPT-2). `embed_scale`: factor on the embedding's
     rows; `logit_scale`: factor on the logits; `logit_softcap`: cap * tanh(logits / cap) (Gemma).
+    :meth:`pooled` puts a head of another kind in place of the output matrix.
     """
+
+    pooling: Head | None = None
+    spelling: int = 0
+    """Which of the family's names the checkpoint uses; the load pass looks."""
 
     def __init__(
         self,
@@ -36,7 +42,7 @@ class Decoder(Layer):
         self.positions = positions
         self.blocks = tuple(block(i) for i in range(c.layers))
         self.norm = norm
-        self.head: Linear | TiedHead = (
+        self.head: Linear | TiedHead | None = (
             TiedHead(self.embed) if c.tied else Linear(c.hidden, c.vocab, bias=head_bias)
         )
         self.embed_scale = embed_scale
@@ -45,7 +51,21 @@ class Decoder(Layer):
         self.logit_softcap = logit_softcap
 
     def __call__(self, op: Ops, x: Value = None) -> Value:
-        """Logits [len(logit_rows), vocab] of the step that `op` carries; `x` is not used."""
+        """Logits [len(logit_rows), vocab] of the step that `op` carries, or what the pooling head makes of
+        its rows; `x` is not used."""
+        rows = op.inputs().logit_rows
+        if self.pooling is not None or self.head is None:
+            # Means are of normalised rows.
+            pooled = op.take(self.norm(op, self.hidden(op)), rows)
+            return self.pooling(op, pooled) if self.pooling else pooled
+        # Only the wanted rows go through the last norm and the largest matrix.
+        logits = self.head(op, self.norm(op, op.take(self.hidden(op), rows)))
+        if self.logit_scale is not None:
+            logits = op.scale(logits, self.logit_scale)
+        return logits if self.logit_softcap is None else op.softcap(logits, self.logit_softcap)
+
+    def hidden(self, op: Ops) -> Value:
+        """What leaves the last block [tokens, hidden]."""
         step = op.inputs()
         x = self.embed(op, step.token_ids)
         if self.embed_scale is not None:
@@ -54,11 +74,16 @@ class Decoder(Layer):
             x = op.add(x, self.positions(op, step.positions))
         for block in self.blocks:
             x = block(op, x)
-        # Only the wanted rows go through the last norm and the largest matrix.
-        logits = self.head(op, self.norm(op, op.take(x, step.logit_rows)))
-        if self.logit_scale is not None:
-            logits = op.scale(logits, self.logit_scale)
-        return logits if self.logit_softcap is None else op.softcap(logits, self.logit_softcap)
+        return x
+
+    def pooled(self, head: Head) -> None:
+        """From now on a model of vectors: `head` in place of the output matrix."""
+        self.embed.weight.kind = "table"
+        self.head, self.pooling = None, head
+
+    def classifier(self, labels: int, of_tokens: bool) -> Head:
+        """The head of a classifier with so many labels, of sequences or `of_tokens`."""
+        return Head(score=Linear(self.arch.hidden, labels, axis=None))
 
     def attention_specs(self) -> tuple[AttentionSpec, ...]:
         """What each attention layer keeps, in the order of the cache's layers."""

@@ -202,6 +202,14 @@ def _longrope(p: RopeParams) -> Rope:
     )
 
 
+def _ntk(p: RopeParams) -> Rope:
+    """GTE's: the base times the factor, and all frequencies slower by factor^(2 / dim)."""
+    factor = p.number("factor")
+    base = p.base * factor
+    powers = np.power(base, np.arange(0, p.dim, 2, dtype=np.float64) / p.dim)
+    return Rope(_floats((1 / powers / factor ** (2 / p.dim)).astype(np.float32)), base=base)
+
+
 def _factors(p: RopeParams) -> Rope:
     """Divisors of the plain frequencies, as a GGUF file lists them."""
     return Rope(_floats(1 / p.powers() / p.factors("factors")), base=p.base)
@@ -215,4 +223,5 @@ _BUILDERS: dict[str, Callable[[RopeParams], Rope]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "ntk": _ntk,
 }

@@ -22,6 +22,7 @@ from octavo.llm.inputs import (
     pair_sampling,
 )
 from octavo.llm.loop import Loop
+from octavo.llm.pooling import PoolingCalls
 from octavo.types.beam import BeamSearchOutput, BeamSearchParams
 from octavo.types.job import ChatOptions, Job
 from octavo.types.lora import LoRARequest
@@ -70,7 +71,7 @@ def token_bytes_of(preparer: Preparer) -> TokenBytes:
     return read
 
 
-class LLM:
+class LLM(PoolingCalls):
     """A model, its tokenizer and the engine, in this process (no child process, no guard needed)."""
 
     def __init__(

@@ -225,13 +225,14 @@ def _modules(
 
 def _places(model: Decoder) -> dict[str, _Place]:
     """Every path that a checkpoint of the family may give a linear module."""
-    head_param = model.head.weight
     found: dict[str, _Place] = {}
     for _, layer in model.walk():
         if isinstance(layer, Linear) and layer is not model.head:
             found |= _places_of(model, layer.weight, logits=False)
+    if model.head is None:
+        return found
     head = names.names_of(model).table["head"]
-    for module, place in _places_of(model, head_param, logits=True).items():
+    for module, place in _places_of(model, model.head.weight, logits=True).items():
         if module.endswith(head):
             found[module] = place
     for module in _places_of(model, model.embed.weight, logits=False):

@@ -106,6 +106,12 @@ LLAMA = Names(
 """The names that Llama made common; other families say what they change: `LLAMA.but({...})`."""
 
 
+POOLED = {
+    "pooling.score": "score|classifier",
+    "pooling.modules.{i}.linear": "sentence_transformers.{i}.linear",
+}
+"""The names of a head in place of the output matrix."""
+
 _STACK = "model.layers.{i}.mlp.experts"
 QWEN_EXPERTS: dict[str, tuple[str, ...]] = {
     "blocks.{i}.mlp.gate": (f"{_STACK}.{{e}}.gate_proj", f"{_STACK}.gate_up_proj:first"),
@@ -149,13 +155,25 @@ def key_of(param: Param) -> tuple[str, str]:
 
 def names_of(model: Decoder) -> Names:
     """The names of the model's family."""
-    return registry.lookup(model.arch.architecture).names
+    family = registry.lookup(model.arch.architecture)
+    found = (family.names, *family.others)[model.spelling]
+    return replace(found, table={**POOLED, **found.table})
+
+
+def choose_spelling(model: Decoder, present: set[str]) -> None:
+    """Settle on the first of the family's names that the checkpoint's tensors have."""
+    others = registry.lookup(model.arch.architecture).others
+    for model.spelling in range(len(others) + 1 if others else 0):
+        found = (sources(model, param) for _, param in model.named_params())
+        if all(present.intersection(part) for source in found for part in source.names):
+            return
+    model.spelling = 0
 
 
 def may_be_unused(model: Decoder, name: str) -> bool:
     """True for a checkpoint tensor that no Param reads and that nobody misses."""
     names = names_of(model)
-    if model.arch.tied and name.endswith("lm_head.weight"):
+    if (model.arch.tied or model.head is None) and name.endswith("lm_head.weight"):
         return True
     return any(re.search(pattern, name) for pattern in names.unused)
 
@@ -191,6 +209,6 @@ def _spell(name: str, roots: tuple[str, ...]) -> tuple[str, ...]:
 
 def _tied_spellings(model: Decoder, param: Param, names: Names) -> tuple[str, ...]:
     """A tied table is found under the head's name when the checkpoint kept only that."""
-    if model.head.weight is not param or param.name.startswith("head."):
+    if model.head is None or model.head.weight is not param or param.name.startswith("head."):
         return ()
     return _spell(f"{names.table['head']}.weight", names.roots)

@@ -27,17 +27,21 @@ class Family:
     declare: Declare
     names: Names
     gguf: str | None
+    others: tuple[Names, ...] = ()
+    """Other ways in which checkpoints name the same tensors."""
 
 
 _families: dict[str, Family] = {}
 
 
-def family(*architectures: str, names: Names, gguf: str | None = None) -> Callable[[Declare], Declare]:
+def family(
+    *architectures: str, names: Names, gguf: str | None = None, others: tuple[Names, ...] = ()
+) -> Callable[[Declare], Declare]:
     """Register the decorated function as the declaration of config.json's `architectures`."""
 
     def register(declare: Declare) -> Declare:
         for architecture in architectures:
-            _families[architecture] = Family(architecture, declare, names, gguf)
+            _families[architecture] = Family(architecture, declare, names, gguf, others)
         return declare
 
     return register

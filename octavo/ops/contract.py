@@ -81,6 +81,9 @@ class AttentionSpec:
     """Query at p sees keys p-window+1 .. p; None sees all up to p."""
     softcap: float | None = None
     """score = cap * tanh(score / cap), before the mask (Gemma 2)."""
+    causal: bool = True
+    """False: keys behind the query are seen too, within a window as many as before it; the step then holds
+    the whole sequence."""
     slopes: tuple[float, ...] | None = None
     """ALiBi, one per head: score += slope * (key's position - query's). Press et al. 2022."""
 
@@ -151,6 +154,12 @@ class Batch:
     adapters: NDArray[np.int32] | None = None
     """[sequences] the place of each one's adapter (ops.adapters), -1 for none; None: none in this step."""
 
+    token_types: NDArray[np.int32] | None = None
+    """[tokens] which segment of a pair each token is of (BERT); None: all 0."""
+    logit_firsts: NDArray[np.int32] | None = None
+    """[rows] where the runs of tokens begin whose means are wanted in place of single rows, and which end at
+    logit_rows; None: single rows."""
+
     @property
     def tokens(self) -> int:
         return int(self.token_ids.shape[0])
@@ -191,8 +200,8 @@ class Ops(Protocol):
     def inputs(self) -> BatchValues:
         """The step's arrays as values, for the calls below."""
 
-    def embedding(self, ids: Value, table: Param) -> Value:
-        """Rows `table[ids]` as float32. ids [n] -> [n, width]."""
+    def embedding(self, ids: Value, table: Param, offset: int = 0) -> Value:
+        """Rows `table[ids + offset]` as float32. ids [n] -> [n, width]."""
 
     def linear(self, x: Value, weight: Param, bias: Param | None = None) -> Value:
         """x [n, in] @ weight.T [in, out] + bias -> [n, out]; sums in float32."""
@@ -233,7 +242,8 @@ class Ops(Protocol):
     def attention(
         self, q: Value, k: Value, v: Value, spec: AttentionSpec, sinks: Param | None = None
     ) -> Value:
-        """Write k, v [tokens, kv_heads*head_dim] to the paged cache, then softmax(scale q k^T) v, causal.
+        """Write k, v [tokens, kv_heads*head_dim] to the paged cache, then softmax(scale q k^T) v, causal
+        unless `spec` says otherwise.
 
         q [tokens, heads*head_dim] -> the same shape; query head h reads KV head h // (heads/kv_heads).
         `sinks` [heads]: a score more in each head's softmax, of a key without a value (gpt-oss).
@@ -252,7 +262,7 @@ class Ops(Protocol):
         """x [n, width] * sigmoid(gate [n, 1])."""
 
     def take(self, x: Value, rows: Value) -> Value:
-        """x[rows]."""
+        """x[rows], or where the step has logit_firsts the mean of x[first] .. x[row] for each of them."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +272,7 @@ class BatchValues:
     token_ids: Value
     positions: Value
     logit_rows: Value
+    token_types: Value = None
 
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu")

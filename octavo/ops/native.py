@@ -55,6 +55,9 @@ _KINDS = (
 )
 """The order of OpKind in csrc/plan.h."""
 
+_IDS = ("token_ids", "positions", "token_types")
+"""What an embedding is read by, in the order of Plan::embedding."""
+
 _IN_PLACE = {"add", "mul", "scale", "activation", "softcap", "rms_norm", "layer_norm", "sigmoid_gate"}
 """Ops that read an element before they write it: the result may take the place of an input that ends here."""
 
@@ -221,6 +224,8 @@ class NativeRunnable:
             batch.block_tables,
             batch.logit_rows,
             batch.adapters,
+            batch.token_types,
+            batch.logit_firsts,
         )
         return logits
 
@@ -351,7 +356,7 @@ def _kind(node: Node) -> int:
 
 
 _NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
-    "embedding": lambda n: ((int(n.inputs[0].op == "positions"), 0), ()),
+    "embedding": lambda n: ((_IDS.index(n.inputs[0].op), n.attrs["offset"]), ()),
     "rms_norm": lambda n: ((n.attrs["group"],), (n.attrs["eps"], n.attrs["offset"])),
     "layer_norm": lambda n: ((n.attrs["group"],), (n.attrs["eps"],)),
     "scale": lambda n: ((), (n.attrs["factor"],)),
@@ -360,16 +365,16 @@ _NUMBERS: dict[str, Callable[[Node], tuple[Sequence[int], Sequence[float]]]] = {
     "gated": lambda n: ((_kind(n),), ()),
     "rotate": lambda n: ((n.attrs["head_dim"], int(n.attrs["interleaved"])), ()),
     "attention": lambda n: (
-        (n.attrs["spec"].heads, n.attrs["spec"].window or 0),
+        (n.attrs["spec"].heads, n.attrs["spec"].window or 0, int(not n.attrs["spec"].causal)),
         (n.attrs["spec"].scale, n.attrs["spec"].softcap or 0.0),
     ),
 }
-"""The integers (i, j) and floats (a, b) of a plan op, as csrc/plan.cpp reads them."""
+"""The integers (i, j, k) and floats (a, b) of a plan op, as csrc/plan.cpp reads them."""
 
 
 def _numbers(node: Node) -> tuple[list[int], list[float]]:
     ints, floats = _NUMBERS[node.op](node) if node.op in _NUMBERS else ((), ())
-    return [*ints, 0, 0][:2], [*floats, 0.0, 0.0][:2]
+    return [*ints, 0, 0, 0][:3], [*floats, 0.0, 0.0][:2]
 
 
 def _mixture(node: Node, weights: Mapping[str, _native.Weight]) -> _native.Mixture:

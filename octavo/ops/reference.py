@@ -199,9 +199,12 @@ class NumpyOps:
         return self.weights[param.name].dequantize()
 
     def inputs(self) -> BatchValues:
-        return BatchValues(self.batch.token_ids, self.batch.positions, self.batch.logit_rows)
+        batch = self.batch
+        types = np.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
+        return BatchValues(batch.token_ids, batch.positions, batch.logit_rows, types)
 
-    def embedding(self, ids: NDArray[np.int32], table: Param) -> F32:
+    def embedding(self, ids: NDArray[np.int32], table: Param, offset: int = 0) -> F32:
+        ids = ids + np.int32(offset)
         y = np.array(self.weights[table.name].take(ids).dequantize(), np.float32)
         rows_of = lambda ids, table: table.take(ids).dequantize()  # noqa: E731
         added: F32 = add_adapters(y, ids, table.name, self.batch, self.adapters, self._product, rows_of)
@@ -331,7 +334,13 @@ class NumpyOps:
         return x * _sigmoid(gate)
 
     def take(self, x: F32, rows: NDArray[np.int32]) -> F32:
-        return x[rows]
+        if self.batch.logit_firsts is None:
+            return x[rows]
+        means = [
+            x[first : last + 1].mean(axis=0)
+            for first, last in zip(self.batch.logit_firsts, rows, strict=True)
+        ]
+        return np.array(means, np.float32).reshape(len(rows), x.shape[1])
 
 
 def attend(
@@ -364,9 +373,9 @@ def attend(
     behind = positions[:, None] - np.arange(len(keys))[None, :]
     if spec.slopes is not None:
         scores = scores - np.array(spec.slopes, np.float32)[:, None, None] * behind.astype(np.float32)
-    visible = behind >= 0
+    visible = behind >= 0 if spec.causal else np.ones(behind.shape, bool)
     if spec.window is not None:
-        visible &= behind < spec.window
+        visible &= np.abs(behind) < spec.window
     scores = np.where(visible, scores, np.float32(-np.inf))
     log2e = np.float32(math.log2(math.e))
     powers = scores * log2e

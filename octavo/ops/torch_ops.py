@@ -88,11 +88,12 @@ class TorchOps:
 
     def inputs(self) -> BatchValues:
         batch = self.batch
-        return BatchValues(
-            self._long(batch.token_ids), self._long(batch.positions), self._long(batch.logit_rows)
-        )
+        types = np.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
+        arrays = (batch.token_ids, batch.positions, batch.logit_rows, types)
+        return BatchValues(*map(self._long, arrays))
 
-    def embedding(self, ids: Tensor, table: Param) -> Tensor:
+    def embedding(self, ids: Tensor, table: Param, offset: int = 0) -> Tensor:
+        ids = ids + offset
         y = self.weights[table.name][ids].float().clone()
         rows_of = lambda ids, table: to_tensor(table)[ids].float()  # noqa: E731
         return add_adapters(y, ids, table.name, self.batch, self.adapters, self._product, rows_of)
@@ -255,9 +256,9 @@ class TorchOps:
         behind = positions[:, None] - self.torch.arange(keys.shape[0])[None, :]
         if spec.slopes is not None:
             scores = scores - self.torch.tensor(spec.slopes)[:, None, None] * behind
-        hidden = behind < 0
+        hidden = behind < 0 if spec.causal else self.torch.zeros_like(behind, dtype=self.torch.bool)
         if spec.window is not None:
-            hidden = hidden | (behind >= spec.window)
+            hidden = hidden | (behind.abs() >= spec.window)
         powers = scores.masked_fill(hidden, float("-inf")) * math.log2(math.e)
         top = powers.amax(dim=-1, keepdim=True)
         if sinks is not None:
@@ -312,7 +313,11 @@ class TorchOps:
         return x * gate.sigmoid()
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
-        return x[rows]
+        firsts = self.batch.logit_firsts
+        if firsts is None:
+            return x[rows]
+        runs = zip(firsts.tolist(), rows.tolist(), strict=True)
+        return self.torch.stack([x[first : last + 1].mean(dim=0) for first, last in runs])
 
 
 def _slots(table: NDArray[np.int32], length: int, block_size: int) -> NDArray[np.int32]:

@@ -51,7 +51,10 @@ class TraceOps:
         self.nodes: list[Node] = []
         self._tables: dict[Rope, Node] = {}
         self._inputs = BatchValues(
-            Node("token_ids", 1), Node("positions", 1), Node("logit_rows", 1, "logits")
+            Node("token_ids", 1),
+            Node("positions", 1),
+            Node("logit_rows", 1, "logits"),
+            Node("token_types", 1),
         )
 
     def _record(self, op: str, width: int, *inputs: Node, **rest: Any) -> Node:
@@ -64,8 +67,8 @@ class TraceOps:
     def inputs(self) -> BatchValues:
         return self._inputs
 
-    def embedding(self, ids: Node, table: Param) -> Node:
-        return self._record("embedding", table.shape[1], ids, weight=table)
+    def embedding(self, ids: Node, table: Param, offset: int = 0) -> Node:
+        return self._record("embedding", table.shape[1], ids, weight=table, offset=offset)
 
     def linear(self, x: Node, weight: Param, bias: Param | None = None) -> Node:
         _expect(x.width == weight.shape[1], f"linear {weight.name}: {x.width} into {weight.shape}")

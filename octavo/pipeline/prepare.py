@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 
 from octavo.config.generation import GenerationConfig
+from octavo.config.pooling import Pooler
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.parsers.parser import ReplyFormat
 from octavo.pipeline.calls import is_forced, may_call
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.grammar import Grammars
 from octavo.pipeline.output import SequenceText
+from octavo.pipeline.pooled import PooledText, check_kind, pair_prompt, resolve
 from octavo.pipeline.replies import Replies
 from octavo.pipeline.stop import EndTokens, LoopGuard, StopStrings
 from octavo.pipeline.template import ChatTemplate
@@ -26,6 +28,7 @@ from octavo.types.engine import EngineRequest, SamplingSpec
 from octavo.types.facts import ModelFacts
 from octavo.types.grammar import Grammar
 from octavo.types.job import ChatOptions, Job, Started
+from octavo.types.pooling import PoolingParams
 from octavo.types.sampling import SamplingParams
 
 _MAX_LOGPROB_VALUES = 64_000_000
@@ -91,6 +94,8 @@ class Preparer:
         truncation_side: str = "left",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         reply_format: ReplyFormat | None = None,
+        pooler: Pooler | None = None,
+        pair_template: ChatTemplate | None = None,
     ) -> None:
         """`tokenizer` None: only token ids in and out. `ends` None: those of generation config and tokenizer.
         `seed`: from which the seeds of requests without one are drawn; None takes the system's randomness.
@@ -107,6 +112,8 @@ class Preparer:
         self.replies = Replies(reply_format if reply_format is not None else ReplyFormat(), tokenizer)
         self._loop_guard = loop_guard
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.pooler = pooler
+        self._pair_template = pair_template
         self._keeps_last = truncation_side != "right"
         self._random = random.Random(seed if seed is not None else secrets.randbits(63))
         self._lock = threading.Lock()
@@ -117,6 +124,9 @@ class Preparer:
 
         `arrival_s` is time.monotonic() at arrival, now when None.
         """
+        check_kind(job, self.pooler)
+        if job.pooling is not None and self.pooler is not None:
+            return self._prepare_pooled(job, job.pooling, self.pooler, arrival_s)
         started = self.encode(job)
         sampling = job.sampling
         if sampling.use_beam_search:
@@ -155,6 +165,47 @@ class Preparer:
             strip_logprobs=sampling.logprobs is None,
         )
 
+    def _prepare_pooled(
+        self, job: Job, params: PoolingParams, pooler: Pooler, arrival_s: float | None
+    ) -> Prepared:
+        params.verify()
+        limit = params.truncate_prompt_tokens
+        limit = self.info.max_model_len if limit == -1 else limit
+        text, ids, second_from = self._pooled_prompt(job, pooler, limit)
+        self.check_prompt(ids, answer=0)
+        request = EngineRequest(
+            id=job.id,
+            prompt=tuple(ids),
+            sampling=SamplingSpec(max_tokens=0),
+            arrival_s=time.monotonic() if arrival_s is None else arrival_s,
+            priority=job.priority,
+            salt=job.salt,
+            adapter=job.adapter,
+            pooling=resolve(params, pooler, second_from),
+        )
+        started = Started(prompt=text, prompt_ids=request.prompt)
+        return Prepared(started=started, requests=(request,), texts=(PooledText(),))
+
+    def _pooled_prompt(
+        self, job: Job, pooler: Pooler, limit: int | None
+    ) -> tuple[str | None, Sequence[int], int | None]:
+        """(text, ids cut to `limit`, where a pair's second text begins)."""
+        if job.pair is None and (job.prompt is None or limit is None):
+            text, ids = self._prompt(job)
+            return text, ids[:limit], None
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise BadRequest(
+                "A text needs a tokenizer (--skip-tokenizer-init).", hint="Send token ids.", param="input"
+            )
+        for text in (job.prompt or "", job.pair or ""):
+            _check_unicode(text)
+        joined = None if job.pair is None else pair_prompt(job, pooler, tokenizer, self._pair_template)
+        pair = None if joined is not None else job.pair
+        text = job.prompt or "" if joined is None else joined
+        ids, second_from = tokenizer.encode_pair(text, pair, limit, job.add_special_tokens)
+        return text, ids, second_from
+
     def encode(self, job: Job) -> Started:
         """The prompt of `job` as text and ids, cut and checked. Raises BadRequest or PromptTooLong."""
         text, ids = self._prompt(job)
@@ -184,8 +235,8 @@ class Preparer:
             chat = msgspec.structs.replace(chat, kwargs={**self._chat_template_kwargs, **chat.kwargs})
         return template.render(messages, chat, self.tokenizer.special_tokens_map)
 
-    def check_prompt(self, ids: Sequence[int]) -> None:
-        """Refuse an empty prompt, ids outside the vocabulary, and one that leaves no room for an answer."""
+    def check_prompt(self, ids: Sequence[int], answer: int = 1) -> None:
+        """Refuse an empty prompt, ids outside the vocabulary, and no room left for `answer` tokens."""
         if not ids:
             raise BadRequest("The prompt is empty.", hint="Send at least one token.", param="prompt")
         low, high = min(ids), max(ids)
@@ -195,7 +246,7 @@ class Preparer:
                 f"Token id {bad} is out of vocabulary: ids go from 0 to {self.info.vocab_size - 1}.",
                 param="prompt",
             )
-        limit = self.info.max_model_len - 1
+        limit = self.info.max_model_len - answer
         if len(ids) > limit:
             raise PromptTooLong(
                 len(ids),
@@ -227,13 +278,7 @@ class Preparer:
         """Ids of a text. Raises BadRequest without a tokenizer and for text that is no Unicode."""
         if self.tokenizer is None:
             raise BadRequest("There is no tokenizer (--skip-tokenizer-init).", param="prompt")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadRequest(
-                f"The prompt is not valid Unicode: a lone surrogate at character {error.start}.",
-                param="prompt",
-            ) from None
+        _check_unicode(text)
         return self.tokenizer.encode(text, add_special_tokens)
 
     def _truncate(self, sampling: SamplingParams, ids: Sequence[int]) -> Sequence[int]:
@@ -410,6 +455,16 @@ def _plain_ends(tokenizer: Tokenizer | None, generation: GenerationConfig) -> En
     if primary is None and listed:
         primary = listed[0]
     return EndTokens(primary, tuple(i for i in listed if i != primary))
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            f"The prompt is not valid Unicode: a lone surrogate at character {error.start}.",
+            param="prompt",
+        ) from None
 
 
 def _check_texts(name: str, texts: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from octavo.pipeline.vocab import (
     Added,
     Codec,
     DecoderKind,
+    HuggingFaceCodec,
     SentencePieceCodec,
     byte_level_bytes,
     fallback_byte,
@@ -191,6 +192,23 @@ class Tokenizer:
         if self._add_eos and self.eos_id is not None:
             ids = [*ids, self.eos_id]
         return ids
+
+    def encode_pair(
+        self, text: str, pair: str | None, limit: int | None = None, add_special_tokens: bool = True
+    ) -> tuple[list[int], int | None]:
+        """(ids of a text or of two joined as the model reads them, where type 1 begins or None).
+
+        More than `limit` tokens are cut off the end, of two texts off the longer one; special tokens stay.
+        """
+        if limit is None and pair is None:
+            return self.encode(text, add_special_tokens), None
+        own = self._add_bos is not None or self._add_eos is not None
+        if isinstance(self.codec, HuggingFaceCodec) and add_special_tokens and not own:
+            return self.codec.encode_pair(text, pair, limit)
+        ids = self.encode(text, add_special_tokens)
+        if pair is not None:
+            ids += self.codec.encode(pair, processed=False)
+        return ids[:limit], None
 
     def decode(
         self,

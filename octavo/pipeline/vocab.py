@@ -236,6 +236,23 @@ class HuggingFaceCodec:
         ids: list[int] = self._backend.encode(text, add_special_tokens=processed).ids
         return ids
 
+    def encode_pair(self, text: str, pair: str | None, limit: int | None) -> tuple[list[int], int | None]:
+        """(ids with special tokens, cut to `limit`; where type 1 begins): see Tokenizer.encode_pair."""
+        backend = self._backend
+        parts = [backend.encode(one, add_special_tokens=False) for one in (text, pair) if one is not None]
+        if limit is not None:
+            room = max(0, limit - backend.num_special_tokens_to_add(pair is not None))
+            sizes = [len(part.ids) for part in parts]
+            while sum(sizes) > room:  # off the longer one, of equal ones off the second
+                at = max(range(len(sizes)), key=lambda i: (sizes[i], i))
+                rest = sum(sizes) - sizes[at]
+                sizes[at] = max(room - rest, rest if len(sizes) > 1 and sizes[at] > rest else sizes[at] - 1)
+            for part, size in zip(parts, sizes, strict=True):
+                part.truncate(size)
+        whole = backend.post_process(*parts)
+        types = whole.type_ids
+        return list(whole.ids), types.index(1) if 1 in types else None
+
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
         return text

@@ -99,7 +99,7 @@ class Runner:
             self._add(new)
         if not plan.work:
             return StepResult(())
-        arrays = self._rows.arrays(plan)
+        arrays = self._arrays(plan)
         slots, failed = self._place_adapters(plan)
         made = time.perf_counter()
         batch = arrays.batch if slots is None else replace(arrays.batch, adapters=slots)
@@ -112,6 +112,9 @@ class Runner:
             )
         done = time.perf_counter()
         return StepResult(sampled, made - begun, computed - made, done - computed)
+
+    def _arrays(self, plan: StepPlan) -> Arrays:
+        return self._rows.arrays(plan)
 
     def _place_adapters(self, plan: StepPlan) -> tuple[NDArray[np.int32] | None, dict[int, str]]:
         """(the place of each work's adapter, or None where there is none at all; errors by key)."""

@@ -22,6 +22,7 @@ from octavo.server.hub import Hub
 from octavo.server.ollama import door as ollama
 from octavo.server.openai import chat, completions, models
 from octavo.server.openai.responses import door as responses
+from octavo.server.pooling import embeddings, scores
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.server.tracing import TRACE_HEADERS, caller
@@ -29,6 +30,7 @@ from octavo.server.wire import Handler
 
 DOORS = (
     *(chat, completions, responses, anthropic, batch, models, adapters, tokens, legacy, ollama),
+    *(embeddings, scores),
     *(probes, sleep, metrics, document),
 )
 """Each has ``routes(state)``; none knows another. The first that matches takes a request."""

@@ -37,6 +37,18 @@ from octavo.server.openai.responses.replies import (
     ResponseReply,
 )
 from octavo.server.openai.responses.requests import ResponsesRequest
+from octavo.server.pooling.bodies import (
+    ClassifyReply,
+    ClassifyRequest,
+    EmbeddingReply,
+    EmbeddingRequest,
+    PoolingReply,
+    PoolingRequest,
+    RerankReply,
+    RerankRequest,
+    ScoreReply,
+    ScoreRequest,
+)
 from octavo.server.state import State
 from octavo.server.tokens import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from octavo.server.wire import reply
@@ -97,6 +109,17 @@ ENTRIES = (
     Entry("post", "/v1/batches", "Start a batch", BatchRequest, BatchObject),
     Entry("get", "/v1/batches/{name}", "One batch", None, BatchObject),
     Entry("post", "/v1/batches/{name}/cancel", "Cancel a batch", None, BatchObject),
+    Entry("post", "/v1/embeddings", "Texts to vectors", EmbeddingRequest, EmbeddingReply),
+    Entry("post", "/pooling", "Texts to what the model makes of them", PoolingRequest, PoolingReply),
+    Entry("post", "/classify", "Texts to labels", ClassifyRequest, ClassifyReply),
+    *(
+        Entry("post", f"{version}/score", "How well texts go together", ScoreRequest, ScoreReply)
+        for version in ("", "/v1")
+    ),
+    *(
+        Entry("post", f"{version}/rerank", "Documents, the best first", RerankRequest, RerankReply)
+        for version in ("", "/v1", "/v2")
+    ),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),
     Entry("post", "/tokenize", "Text or messages to token ids", TokenizeRequest, TokenizeReply),

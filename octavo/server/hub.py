@@ -56,8 +56,28 @@ class Template(Protocol):
         """Its text."""
 
 
+class PoolerInfo(Protocol):
+    """What a model of vectors or labels makes of a text (config.pooling.Pooler)."""
+
+    @property
+    def kind(self) -> str:
+        """embed or classify."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A classifier's."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether it reads pairs."""
+
+
 class Preparing(Protocol):
     """The part of the preparer that doors use."""
+
+    @property
+    def pooler(self) -> PoolerInfo | None:
+        """How the model pools; None for one that generates."""
 
     @property
     def generation(self) -> Generation:

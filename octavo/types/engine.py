@@ -6,10 +6,13 @@ same caller. Token ids are Python ints; log-probabilities are natural logarithms
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from octavo.types.grammar import Grammar
 from octavo.types.lora import Adapter
+from octavo.types.pooling import PoolingSpec
 
 
 class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +64,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The LoRA adapter that answers; None: the model alone."""
     grammar: Grammar | None = None
     """What the answer must match; None: anything."""
+    pooling: PoolingSpec | None = None
+    """A vector, labels or a score is wanted in place of tokens; then nothing of `sampling` counts."""
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -99,6 +104,8 @@ class TokenOut(msgspec.Struct, frozen=True, kw_only=True):
     """When the sequence first left the queue, time.monotonic(); None while it has not."""
     preemptions: int = 0
     """How often it was put back to wait so far."""
+    pooled: Any = None
+    """The result of a pooled sequence, a float32 array [width] or [tokens, width]; beside `finish`."""
     finish: Finish | None = None
 
 
@@ -114,6 +121,7 @@ class NewSequence(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingSpec
     adapter: Adapter | None = None
     grammar: Grammar | None = None
+    pooling: PoolingSpec | None = None
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -149,6 +157,8 @@ class Sampled(msgspec.Struct, frozen=True):
     """What went wrong with this sequence alone (logits that are not numbers); it ends with `error`."""
     complete: bool = False
     """Its grammar allows nothing after these tokens."""
+    pooled: Any = None
+    """A pooled sequence's result: see TokenOut."""
 
 
 class StepResult(msgspec.Struct, frozen=True):

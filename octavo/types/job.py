@@ -12,6 +12,7 @@ import msgspec
 
 from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.lora import Adapter
+from octavo.types.pooling import PoolingParams
 from octavo.types.sampling import SamplingParams
 
 
@@ -34,6 +35,10 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     model: str = ""
     adapter: Adapter | None = None
     """The LoRA adapter that answers; None: the model alone."""
+    pooling: PoolingParams | None = None
+    """A vector, labels or a score is wanted: only of a model that pools, and of such a one always."""
+    pair: str | None = None
+    """The second text, beside `prompt`, of a model that reads pairs."""
 
 
 class ChatOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -94,4 +99,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     started_s: float | None = None
     """When the sequence first left the queue, time.monotonic()."""
+    pooled: Any = None
+    """The result of a pooled job, a float32 array; beside `finish`."""
     finish: Finish | None = None

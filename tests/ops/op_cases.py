@@ -7,7 +7,7 @@ enter a model; its result is what the op gives for all tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,8 @@ PAGED = (
     step([(2, 1, 34), (0, 14, 4)]),
 )
 """Prefill; a decode, a later chunk and a new sequence together; two chunks over a block's edge."""
+WHOLE = (step([(0, 0, 13), (1, 0, 19), (2, 0, 1)]), step([(1, 0, 3), (0, 0, 36)]))
+"""Whole sequences, as models need them whose tokens see what comes behind."""
 WIDE = np.array([-120.0, -30.0, -3.0, -1.0, -0.1, 0.0, 0.1, 1.0, 3.0, 30.0, 90.0, 1e-3], np.float32)
 
 
@@ -242,6 +244,28 @@ def sinks(heads: int, kv_heads: int, head_dim: int, size: float, **more: Any) ->
     return build
 
 
+def typed() -> OpModel:
+    """Rows of one table by token, of another by type, of a third by position."""
+    model = OpModel()
+    x, types, places = (
+        model.param(name, model.noise(rows, 20), kind="table")
+        for name, rows in (("x", 40), ("types", 3), ("places", 48))
+    )
+
+    def call(op: Ops) -> Value:
+        step = op.inputs()
+        y = op.add(op.embedding(step.token_ids, x), op.embedding(step.token_types, types))
+        return op.add(y, op.embedding(step.positions, places, 2))
+
+    model.call = call
+    return model
+
+
+def means(batch: Batch, firsts: list[int], rows: list[int]) -> Batch:
+    """The step, asked for means of rows."""
+    return replace(batch, logit_firsts=np.array(firsts, np.int32), logit_rows=np.array(rows, np.int32))
+
+
 def two_layers() -> OpModel:
     """Two caches must not mix: the second layer's keys are the first one's answers."""
     model = OpModel()
@@ -371,6 +395,21 @@ CASES = (
     OpCase("attention-scale", attention(2, 1, 16, scale=3.0), PAGED),
     OpCase("attention-alibi", attention(6, 2, 16, slopes=alibi_slopes(6)), PAGED),
     OpCase("attention-alibi-window", attention(3, 1, 24, slopes=alibi_slopes(3, 16.0), window=9), PAGED),
+    OpCase("attention-both", attention(4, 2, 16, causal=False), WHOLE),
+    OpCase("attention-both-window", attention(3, 3, 24, causal=False, window=5), WHOLE),
+    OpCase("attention-both-window1", attention(2, 1, 8, causal=False, window=1), WHOLE),
+    OpCase(
+        "attention-both-rounded",
+        attention(4, 4, 40, causal=False, window=17),
+        WHOLE,
+        Precision("bfloat16", "bfloat16"),
+    ),
+    OpCase("types", typed, (*SIX, replace(SIX[0], token_types=np.array([0, 1, 2, 2, 1, 0], np.int32)))),
+    OpCase(
+        "take-means",
+        elementwise(lambda op, x: op.scale(x, 1.0)),
+        (means(SIX[0], [0, 2, 5], [1, 5, 5]), means(SIX[0], [3], [3])),
+    ),
     OpCase("attention-sinks", sinks(6, 2, 16, 2.0), PAGED),
     OpCase("attention-sinks-strong", sinks(4, 4, 8, 150.0, window=7), PAGED),
     OpCase("attention-sinks-alibi", sinks(4, 2, 8, 1.0, slopes=alibi_slopes(4)), PAGED),

@@ -40,6 +40,7 @@ class FakePreparer:
     def __init__(self) -> None:
         self.generation = GenerationConfig()
         self.ends = EndTokens(0)
+        self.pooler: Any = None
         self.template: Any = SimpleNamespace(
             source="{{ messages }}{{ tools }}{% if enable_thinking %}{% endif %}"
         )

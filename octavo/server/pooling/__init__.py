@@ -1,0 +1,1 @@
+"""The doors to models that pool: embeddings, labels, scores."""
