@@ -176,6 +176,14 @@ def test_the_store_is_bounded() -> None:
     assert not store.has("a", "3")
     assert store.find_item("a", "i5") is not None
     assert store.find_item("b", "i5") is None
+    again = record("6")
+    again.given = (*again.given, store.find_item("a", "i4") or {})
+    store.keep("a", again)
+    assert not store.has("a", "4")
+    assert store.find_item("a", "i4") is not None, "a later response has it too"
+    for name in [name for _, name in list(store._records)]:
+        store.remove("a", name)
+    assert not store._items
     store = Store(100, 5000)
     for i in range(20):
         store.keep("a", record(str(i), 1000))

@@ -16,6 +16,7 @@ from octavo.errors import BadRequest, OctavoError
 from octavo.log import logger
 from octavo.server.errors import describe
 from octavo.server.guard import TENANT
+from octavo.server.limits import at_most
 from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import head
 from octavo.server.openai.logprobs import Speller
@@ -108,6 +109,8 @@ class Door:
             name = uuid.uuid4().hex
         top = msgspec.structs.replace(head("resp", name, model), id=f"resp_{name}")
         before = self._before(tenant, body.previous_response_id)
+        if isinstance(body.input, list):
+            at_most("input", len(body.input), state.settings.max_messages, "items")
         given = kept(body.input or [], lambda item: self._store.find_item(tenant, item))
         job = parse(body, state, top, salted(request, body.cache_salt), (*before, *given))
         job = msgspec.structs.replace(job, adapter=adapter)

@@ -69,6 +69,8 @@ class Store:
         self._most_bytes = most_bytes
         self._records: OrderedDict[tuple[str, str], Record] = OrderedDict()
         self._sizes: dict[tuple[str, str], int] = {}
+        self._items: dict[tuple[str, str], tuple[str, Item]] = {}
+        """By (key holder, item's id): the latest response that has the item, and the item."""
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -97,13 +99,9 @@ class Store:
         return found
 
     def find_item(self, tenant: str, name: str) -> Item | None:
-        """An item of a kept response by its id, the latest first."""
-        for (owner, _), record in reversed(self._records.items()):
-            if owner == tenant:
-                for item in (*record.given, *record.output):
-                    if item["id"] == name:
-                        return item
-        return None
+        """An item that a finished response was given or has answered, by its id."""
+        found = self._items.get((tenant, name))
+        return found[1] if found is not None else None
 
     def hold(self, tenant: str, record: Record) -> None:
         """Keep a response that is being made. Raises QueueFull when all that is kept is being made."""
@@ -125,6 +123,8 @@ class Store:
         self._records.move_to_end(key)
         self._bytes += size - self._sizes.get(key, 0)
         self._sizes[key] = size
+        for item in (*record.given, *record.output):
+            self._items[tenant, item["id"]] = (record.reply.id, item)
         self._trim()
 
     def remove(self, tenant: str, name: str) -> Record:
@@ -134,8 +134,12 @@ class Store:
         return found
 
     def _forget(self, key: tuple[str, str]) -> None:
-        del self._records[key]
+        tenant, name = key
+        record = self._records.pop(key)
         self._bytes -= self._sizes.pop(key, 0)
+        for item in (*record.given, *record.output):
+            if self._items.get((tenant, item["id"]), ("",))[0] == name:
+                del self._items[tenant, item["id"]]
 
     def _trim(self) -> None:
         """Forget old ones until the bounds hold."""
