@@ -206,6 +206,10 @@ class Scheduler:
                 held = True  # those behind it that have an adapter wait too: else its turn might never come
                 index += 1
                 continue
+            pooling = sequence.request.pooling
+            if pooling is not None and pooling.whole and len(sequence.tokens) > step.tokens_left:
+                index += 1  # the first of the next step
+                continue
             shared = self._cached(sequence)
             if self._promised(sequence, len(shared)):
                 index += 1

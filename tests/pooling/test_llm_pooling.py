@@ -55,6 +55,14 @@ def test_a_batch_changes_nothing(folders: Any) -> None:
         assert np.linalg.norm(one.outputs.embedding) == pytest.approx(1, abs=1e-6)
 
 
+def test_texts_that_a_step_has_no_room_for_wait(folders: Any) -> None:
+    llm = load(folders("embed").folder, max_num_batched_tokens=100, max_num_seqs=16)
+    texts = [" ".join("abcdefghijklmnopqrstuvwxyz"[: 1 + i * 7 % 26] * (1 + i % 3)) for i in range(60)]
+    together = llm.embed(texts)
+    for text, one in zip(texts, together, strict=True):
+        assert one.outputs.embedding == llm.embed(text)[0].outputs.embedding
+
+
 @pytest.mark.parametrize("rows", ["cls_token", "mean_tokens", "lasttoken"])
 def test_sentence_transformers_files(rows: str, folders: Any, tmp_path: Path) -> None:
     made = folders("embed")
