@@ -66,7 +66,7 @@ POCKET = Path(__file__).parent / "assets" / "pocket"
 
 STEP_TOKENS = 1024
 """Default of max_num_batched_tokens: enough rows for the matrix kernels' full speed."""
-_STEP_TARGET_S = 0.25
+_STEP_TARGET_S = 0.15
 """Prompt parts are sized so that a step with decodes takes about this long: see engine.pace."""
 _LOGIT_ROWS = 64
 _WHOLE_TOKENS = 1 << 15

@@ -121,7 +121,10 @@ def test_every_param_of_every_family_has_a_source(architecture: str) -> None:
         firsts = {names[0] for names in source.names}
         assert not firsts & seen, "two Params read one tensor"
         seen |= firsts
-    assert [spec.layer for spec in model.attention_specs()] == list(range(model.arch.layers))
+    specs = model.attention_specs()
+    # Layers that see the whole text keep nothing from step to step: they take turns in one place.
+    layers = range(model.arch.layers) if all(spec.causal for spec in specs) else range(1)
+    assert [spec.layer for spec in specs] == list(layers)
 
 
 def test_one_rank_is_the_model_and_more_are_refused() -> None:

@@ -250,7 +250,7 @@ def test_flags_of_a_quantized_model_on_another(capsys: pytest.CaptureFixture[str
         assert post(server, "/v1/completions", prompt="a", max_tokens=1).status_code == 200
     err = capsys.readouterr().err
     assert "--load-format: bitsandbytes accepted; the format is read from the checkpoint itself." in err
-    with pytest.raises(ConfigError, match="the checkpoint is not quantized, and only int8 and int4"):
+    with pytest.raises(ConfigError, match="the checkpoint is not quantized, and only int8, int4 and"):
         LLM(str(POCKET), quantization="gptq")
 
 
