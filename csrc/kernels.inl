@@ -68,6 +68,7 @@ inline void put_tile(const LinearArgs& a, int64_t row, int64_t first, int n, Vec
 #include "kernels_bits.inl"
 #include "kernels_cache.inl"
 #include "kernels_quant.inl"
+#include "kernels_round.inl"
 #include "kernels_rows.inl"
 
 #include "kernels_attention.inl"

@@ -1,4 +1,4 @@
-"""How numbers are rounded on the way into quantized products: the slow twin of csrc/kernels_quant.inl."""
+"""Rounding on the way into quantized products: the slow twin of csrc/kernels_quant.inl and kernels_round.inl."""
 
 from __future__ import annotations
 
