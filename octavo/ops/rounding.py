@@ -1,4 +1,4 @@
-"""Rounding on the way into quantized products: the slow twin of csrc/kernels_quant.inl and kernels_round.inl."""
+"""Rounding on the way into quantized products: the slow twin of csrc/kernels_quant and kernels_round."""
 
 from __future__ import annotations
 
