@@ -22,8 +22,10 @@ from octavo.config.engine import EngineConfig
 from octavo.convert.gguf import convert
 from octavo.errors import CheckpointError
 from octavo.inspection import Report, inspect
+from octavo.weights.hub import resolve_model
 
 NAME = "org/tiny"
+ENCODER = Path(__file__).parents[2] / "shared/oracles/pooling/bert-embed-cls"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 
 
@@ -92,6 +94,24 @@ def test_a_hub_model_costs_its_headers_only(folder: Path, hub: FakeHub, tmp_path
     assert facts(report) == local
     assert report.files == {weights: len(padded)}
     assert hub.sent_bytes < 1 << 20
+
+
+def test_weights_that_are_in_the_cache_stay_as_they_are(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    cached = resolve_model(NAME, download_dir=str(tmp_path), quiet=True)
+    assert inspect(config(NAME, download_dir=str(tmp_path))).runs
+    for name, content in hub.files.items():
+        assert (cached / name).read_bytes() == content
+
+
+@pytest.mark.skipif(not ENCODER.is_dir(), reason="no shared data")
+def test_a_hub_encoder(hub: FakeHub, tmp_path: Path) -> None:
+    """What sentence-transformers keeps in folders of its own is read, too."""
+    files = [path for path in ENCODER.rglob("*") if path.is_file()]
+    hub.files = {str(path.relative_to(ENCODER)): path.read_bytes() for path in files}
+    report = inspect(config(NAME, download_dir=str(tmp_path)))
+    assert report.runs, report.why_not
+    assert facts(report) == facts(inspect(config(ENCODER)))
 
 
 def test_a_hub_gguf(folder: Path, hub: FakeHub, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ HF_HOME are honoured, and for ModelScope MODELSCOPE_ENDPOINT, MODELSCOPE_API_TOK
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ _SAFETENSORS = ("*.safetensors",)
 _PICKLED = ("pytorch_model*.bin", "model*.pt")
 _IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
 """Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
+_MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+"""Of a module of sentence-transformers; a pooling module has the first alone."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
 GGUF_NAME = re.compile(r"([^:]+/[^:]+):([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
@@ -60,18 +63,31 @@ def resolve_model(
     check_id(name, revision)
     if use_modelscope is None:
         use_modelscope = read_environment().use_modelscope
-    fetch = _fetch_modelscope if use_modelscope else _fetch_huggingface
+    hub = _fetch_modelscope if use_modelscope else _fetch_huggingface
+
+    def fetch(patterns: tuple[str, ...], ignored: tuple[str, ...] = _IGNORED) -> Path:
+        return hub(name, patterns, ignored, revision, download_dir, hf_token, quiet)
+
     with one_sentence(name, "ModelScope" if use_modelscope else "Hugging Face", revision):
         if file:
-            return _fetch_gguf(
-                file, lambda patterns: fetch(name, patterns, revision, download_dir, hf_token, quiet)
-            )
-        if allow_patterns is not None:
-            return fetch(name, allow_patterns, revision, download_dir, hf_token, quiet)
-        folder = fetch(name, TEXT_FILES + _SAFETENSORS, revision, download_dir, hf_token, quiet)
-        if not any(folder.glob("*.safetensors")):
-            folder = fetch(name, TEXT_FILES + _PICKLED, revision, download_dir, hf_token, quiet)
+            return _fetch_gguf(file, fetch)
+        folder = fetch(allow_patterns or TEXT_FILES + _SAFETENSORS)
+        if allow_patterns is None and not any(folder.glob("*.safetensors")):
+            folder = fetch(TEXT_FILES + _PICKLED)
+        if modules := modules_in(folder):
+            fetch(tuple(f"{module}/{part}" for module in modules for part in _MODULE_FILES), ())
         return folder
+
+
+def modules_in(folder: Path) -> list[str]:
+    """The folders that sentence-transformers' modules.json names beside the model's own."""
+    try:
+        modules = json.loads((folder / "modules.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    listed = modules if isinstance(modules, list) else []
+    paths = [module.get("path") for module in listed if isinstance(module, dict)]
+    return [path for path in paths if isinstance(path, str) and re.fullmatch(_PART, path)]
 
 
 def _fetch_gguf(file: str, fetch: Callable[[tuple[str, ...]], Path]) -> Path:
@@ -121,6 +137,7 @@ def offline() -> bool:
 def _fetch_huggingface(
     name: str,
     patterns: tuple[str, ...],
+    ignored: tuple[str, ...],
     revision: str | None,
     download_dir: str | None,
     token: str | None,
@@ -141,7 +158,7 @@ def _fetch_huggingface(
             endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
             local_files_only=offline(),
             allow_patterns=list(patterns),
-            ignore_patterns=list(_IGNORED),
+            ignore_patterns=list(ignored),
         )
     finally:
         if hide:
@@ -152,6 +169,7 @@ def _fetch_huggingface(
 def _fetch_modelscope(
     name: str,
     patterns: tuple[str, ...],
+    ignored: tuple[str, ...],
     revision: str | None,
     download_dir: str | None,
     token: str | None,
@@ -178,7 +196,7 @@ def _fetch_modelscope(
         revision=revision,
         cache_dir=None if download_dir is None else Path(download_dir).expanduser(),
         allow_patterns=list(patterns),
-        ignore_patterns=list(_IGNORED),
+        ignore_patterns=list(ignored),
         local_files_only=offline(),
         **({"progress_callbacks": []} if quiet else {}),
     )

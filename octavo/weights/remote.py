@@ -17,7 +17,7 @@ from typing import Any
 from octavo.config.environment import read_environment
 from octavo.errors import CheckpointError, ConfigError
 from octavo.weights.gguf import Beginning, GgufFile, Truncated, header_bytes, shards
-from octavo.weights.hub import GGUF_NAME, TEXT_FILES, check_id, one_sentence, resolve_model
+from octavo.weights.hub import GGUF_NAME, TEXT_FILES, check_id, modules_in, one_sentence, resolve_model
 
 _FIRST_BYTES = 1 << 18
 """Asked for at first: as much as most safetensors headers have."""
@@ -60,8 +60,10 @@ def stand_in(
                 allow_patterns=TEXT_FILES,
                 quiet=True,
             )
+            modules = modules_in(text)
             for path in text.iterdir():
-                if path.is_file():
+                # Weights that were downloaded before stay out: their names are the stand-ins'.
+                if path.name in modules or any(fnmatch(path.name, pattern) for pattern in TEXT_FILES):
                     (folder / path.name).symlink_to(path.resolve())
         with ThreadPoolExecutor(_CONNECTIONS, "octavo-headers") as pool:
             list(pool.map(lambda file: hub.header(file, folder), files))
@@ -132,7 +134,7 @@ class _Repository:
         while needed > len(content):
             content += self.read(file, len(content), needed - len(content))
             needed = _needed(target, content, size)
-        with target.open("wb") as out:
+        with target.open("xb") as out:  # a new file: what a link leads to is never written
             out.write(content[:size])
             out.truncate(size)
         if file.endswith(".gguf"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,28 @@ def test_one_gguf_file_of_a_model(hub: FakeHub, tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=pattern):
             resolve_model(f"{NAME}:{wanted}", download_dir=str(tmp_path / "4"))
+
+
+def test_the_modules_of_sentence_transformers(hub: FakeHub, tmp_path: Path) -> None:
+    """Their folders come along, those that modules.json does not name stay away."""
+    paths = ["", "1_Pooling", "2_Dense", "../up", 3]
+    hub.files |= {
+        "modules.json": json.dumps([{"path": path} for path in paths]).encode(),
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"dense",
+        "2_Dense/notes.txt": b"",
+    }
+    found = below(fetch(tmp_path))
+    assert found == WANTED | {
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+    }
+    for broken in (b"{", b"3", b"[3]", b'{"path": "onnx"}'):
+        hub.files["modules.json"] = broken
+        assert "model.safetensors" in below(fetch(tmp_path / broken.hex()))
 
 
 def test_an_unknown_model_and_revision(hub: FakeHub, tmp_path: Path) -> None:
