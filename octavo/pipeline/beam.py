@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, PromptTooLong
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.stop import EndTokens
 from octavo.pipeline.tokenizer import Tokenizer
@@ -171,12 +171,14 @@ async def search(
 ) -> AsyncGenerator[Started | Event, None]:
     """A job with `use_beam_search` as Started and then one Event for each of its n hypotheses, at the end.
 
-    `limits`: `max_model_len` and `max_logprobs`. Raises BadRequest before Started.
+    `limits`: `max_model_len` and `max_logprobs`. Raises BadRequest and PromptTooLong before Started.
     """
     sampling = job.sampling
     check(sampling, limits["max_logprobs"])
     started = await _started(service, job)
     room = limits["max_model_len"] - len(started.prompt_ids)
+    if room < 1:
+        raise PromptTooLong(len(started.prompt_ids), limits["max_model_len"] - 1)
     wanted = sampling.max_tokens if sampling.max_tokens is not None else job.default_max_tokens
     beam = Beam(
         len(started.prompt_ids),

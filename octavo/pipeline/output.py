@@ -89,10 +89,6 @@ class SequenceText:
             finish=finish,
         )
 
-    def fail(self, finish: Finish) -> Event | None:
-        """End the sequence from outside (engine failure, shutdown); None when it was over already."""
-        return self.push(TokenOut(id="", finish=finish))
-
     def _read(self, news: _News, tokens: Sequence[int], finish: Finish | None) -> tuple[int, Finish | None]:
         """(tokens used, how it ends) of one output, whose texts go to `news`."""
         ended = finish is not None and finish.reason == "stop" and not finish.complete

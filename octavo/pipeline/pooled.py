@@ -7,7 +7,7 @@ from octavo.errors import BadRequest
 from octavo.pipeline.output import SequenceText
 from octavo.pipeline.template import ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
-from octavo.types.engine import Finish, TokenOut
+from octavo.types.engine import TokenOut
 from octavo.types.job import ChatOptions, Event, Job
 from octavo.types.pooling import PoolingParams, PoolingSpec
 
@@ -32,10 +32,6 @@ class PooledText(SequenceText):
             started_s=out.started_s,
             finish=out.finish,
         )
-
-    def fail(self, finish: Finish) -> Event | None:
-        """End it from outside."""
-        return self.push(TokenOut(id="", finish=finish))
 
 
 def check_kind(job: Job, pooler: Pooler | None) -> None:

@@ -313,12 +313,7 @@ class Service:
                     self._leaving.discard(out.id)
                 continue
             sequence.note(out)
-            try:
-                event = sequence.text.push(out)
-            except Exception:  # one request's text must not take the others with it
-                log.exception("Output of request %s could not be processed.", out.id)
-                event = sequence.text.fail(Finish("error", error="The output could not be processed."))
-                event = event or Event(index=sequence.text.index, finish=Finish("error"))
+            event = _read(sequence, out)
             if event is None:
                 continue
             if event.tokens:
@@ -363,8 +358,8 @@ class Service:
             sequence = self._sequences.get(request_id)
             if sequence is None:
                 continue
-            event = sequence.text.fail(finish) or Event(index=sequence.text.index, finish=finish)
-            self._finish(sequence, event)
+            event = _read(sequence, TokenOut(id=sequence.id, finish=finish))
+            self._finish(sequence, event or Event(index=sequence.text.index, finish=finish))
 
     def _close(self, stream: JobStream) -> None:
         """The reader went away: abort what still runs."""
@@ -430,6 +425,16 @@ class Speed:
             return
         speed = tokens / sequences / (now - last)
         self.per_sequence = speed if self.per_sequence is None else 0.95 * self.per_sequence + 0.05 * speed
+
+
+def _read(sequence: streams.Sequence, out: TokenOut) -> Event | None:
+    """The news in an output. Text that cannot be made of it ends its own request and no other."""
+    try:
+        return sequence.text.push(out)
+    except Exception:
+        log.exception("Output of request %s could not be processed.", sequence.id)
+        finish = Finish("error", error="The output could not be processed.")
+        return Event(index=sequence.text.index, finish=finish)
 
 
 def _renamed(prepared: Prepared, serial: int) -> Prepared:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -284,11 +285,10 @@ def load_template(
 
 def _user_template(user: str) -> str:
     """The text that ``--chat-template`` names or is."""
-    is_literal = "{{" in user or "{%" in user or "\n" in user
-    path = Path(user).expanduser()
-    if is_literal and (len(user) > 4096 or "\n" in user or not path.is_file()):
-        return user
-    if not path.is_file():
+    path = Path(os.path.expanduser(user))
+    if not os.path.isfile(path):  # Path.is_file() raises for a template that is too long for a name
+        if "{{" in user or "{%" in user or "\n" in user:
+            return user
         raise ConfigError(
             f"--chat-template {user}: there is no such file, and it is no template either.",
             hint="Give a Jinja file, a JSON file with the key chat_template, or the template's text.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, PromptTooLong
 from octavo.pipeline.beam import Beam, check, search
 from octavo.pipeline.stop import EndTokens
 from octavo.types.beam import BeamSearchParams
@@ -124,11 +124,11 @@ class Table:
             self.open -= 1
 
 
-def events(table: Table, **fields: Any) -> list[Started | Event]:
+def events(table: Table, context: int = 100, **fields: Any) -> list[Started | Event]:
     async def go() -> list[Started | Event]:
         sampling = SamplingParams(n=3, use_beam_search=True, max_tokens=4, temperature=0, **fields)
         job = Job(id="j", sampling=sampling, prompt="P")
-        limits = {"max_model_len": 100, "max_logprobs": 20}
+        limits = {"max_model_len": context, "max_logprobs": 20}
         return [event async for event in search(table, job, EndTokens(END), limits)]
 
     found = asyncio.run(go())
@@ -146,6 +146,13 @@ def test_a_search_looks_like_a_job() -> None:
         assert event.finish is not None
         assert event.finish.reason == ("length" if one.end is None else "stop")
         assert all(len(position.ids) == 3 for position in event.logprobs)
+
+
+def test_the_context_bounds_the_search() -> None:
+    _, *news = events(Table(), 4, ignore_eos=True)
+    assert [len(e.tokens) for e in news if isinstance(e, Event)] == [1, 1, 1]
+    with pytest.raises(PromptTooLong, match="3 tokens, but at most 2"):
+        events(Table(), 3)
 
 
 def test_an_abort_ends_every_choice() -> None:

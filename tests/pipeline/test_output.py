@@ -99,10 +99,10 @@ def test_without_a_detokenizer_there_are_tokens_only() -> None:
 def test_failing_from_outside(byte_tokenizer: Tokenizer) -> None:
     text = make(byte_tokenizer, ["xyz"])
     assert text.push(TokenOut(id="a", tokens=tuple(byte_tokenizer.encode("x")))) is not None
-    event = text.fail(Finish("error", error="dead"))
+    event = text.push(TokenOut(id="", finish=Finish("error", error="dead")))
     assert event is not None
     assert (event.text, event.finish) == ("x", Finish("error", error="dead"))
-    assert text.fail(Finish("abort")) is None
+    assert text.push(TokenOut(id="", finish=Finish("abort"))) is None
 
 
 @pytest.mark.parametrize("finish", [None, Finish("length"), Finish("stop", 5)])

@@ -433,13 +433,16 @@ def test_one_broken_sequence_does_not_take_the_others(preparer: Preparer, byte_t
             raise RuntimeError("boom")
 
         bad.prepared.texts[0].push = broken  # type: ignore[method-assign]
-        bad.prepared.texts[0].fail = lambda finish: Event(index=0, finish=finish)  # type: ignore[method-assign]
         outs = [TokenOut(id=name, tokens=(70,), finish=None) for name in ("bad", "good")]
         client.on_outputs(outs)
         client.say("good", [71], Finish("stop", 71))
         assert finishes(await drain(bad))[0].reason == "error"
         assert finishes(await drain(good)) == [Finish("stop", 71)]
         assert client.aborted == ["bad"]
+        worse, other = await service.submit(job("worse")), await service.submit(job("other"))
+        worse.prepared.texts[0].push = broken  # type: ignore[method-assign]
+        client.on_failure(RuntimeError("dead"))
+        assert [finishes(await drain(stream))[0].reason for stream in (worse, other)] == ["error"] * 2
 
     run(preparer, body)
 

@@ -258,8 +258,11 @@ def test_sources_of_a_template(tmp_path: Path, byte_tokenizer: Tokenizer) -> Non
     assert source(tmp_path, byte_tokenizer, "literal {{ messages }}") == "literal {{ messages }}"
     assert source(None, None, str(tmp_path / "chat_template.json")) == "json {{ messages|length }}"
     assert source(None, None, str(tmp_path / "chat_template.jinja")) == "file {{ messages|length }}"
-    with pytest.raises(ConfigError, match="no such file"):
-        load_template(tmp_path, None, "missing.jinja")
+    for literal in ("{{ messages }}" * 99, "{{ 'a/b' }}\n"):
+        assert source(None, None, literal) == literal
+    for missing in ("missing.jinja", "~nobody-here/a.jinja", "x" * 999, "a\0b"):
+        with pytest.raises(ConfigError, match="no such file"):
+            load_template(tmp_path, None, missing)
     with pytest.raises(ConfigError, match="not valid Jinja"):
         load_template(None, None, "{% for %}")
     (tmp_path / "chat_template.jinja").write_text("{% for %}")
