@@ -392,7 +392,8 @@ class Scheduler:
         prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
         if sequence.first_token_s is None:
             if sequence.sampling.prompt_logprobs is not None:
-                prompt_logprobs = (None, *sequence.prompt_logprobs)
+                skipped = sequence.prompt_tokens - len(sequence.prompt_logprobs)
+                prompt_logprobs = (*(None,) * skipped, *sequence.prompt_logprobs)
             sequence.first_token_s = now
         finish: Finish | None = Finish("length") if sequence.sampling.max_tokens == 0 else None
         kept = 0

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.job import Event, Started
+from octavo.types.logprobs import FlatLogprobs, Logprob, Logprobs, PromptLogprobs, TokenLogprobDict
 from octavo.types.lora import LoRARequest
-from octavo.types.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobDict
+from octavo.types.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.types.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TokenBytes = Callable[[int], bytes]
 """The bytes that a token adds to the text; b"" for an unknown id."""
@@ -57,14 +63,19 @@ def logprob_dict(position: TokenLogprobs, texts: TokenTexts) -> TokenLogprobDict
 class _Answer:
     """One of the n sequences: everything so far, and how much of it deltas have shown."""
 
-    def __init__(self, index: int, wants_logprobs: bool, token_bytes: TokenBytes) -> None:
+    def __init__(self, index: int, wants_logprobs: bool, flat: bool, token_bytes: TokenBytes) -> None:
         self.index = index
+        self._flat = flat
         self.finish: Finish | None = None
         self._texts: list[str] = []
         self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprobDict] | None = [] if wants_logprobs else None
+        self._logprobs: Logprobs | None = self._none() if wants_logprobs else None
         self._sum = 0.0
         self._token_texts = TokenTexts(token_bytes)
+
+    def _none(self) -> Logprobs:
+        """The kind of list that is wanted, empty."""
+        return FlatLogprobs() if self._flat else []
 
     def apply(self, event: Event) -> None:
         if event.text:
@@ -85,12 +96,10 @@ class _Answer:
         """What came since the last delta."""
         text, tokens, logprobs = "".join(self._texts), self._tokens, self._logprobs
         self._texts, self._tokens = [], []
-        self._logprobs = [] if logprobs is not None else None
+        self._logprobs = self._none() if logprobs is not None else None
         return self._output(text, tokens, logprobs)
 
-    def _output(
-        self, text: str, tokens: list[int], logprobs: list[TokenLogprobDict] | None
-    ) -> CompletionOutput:
+    def _output(self, text: str, tokens: list[int], logprobs: Logprobs | None) -> CompletionOutput:
         return CompletionOutput(
             index=self.index,
             text=text,
@@ -102,8 +111,8 @@ class _Answer:
         )
 
 
-def _copy(logprobs: list[TokenLogprobDict] | None) -> list[TokenLogprobDict] | None:
-    return None if logprobs is None else list(logprobs)
+def _copy(logprobs: Logprobs | None) -> Logprobs | None:
+    return None if logprobs is None else logprobs[:]
 
 
 class Collector:
@@ -128,10 +137,15 @@ class Collector:
         self._n = sampling.n
         self.best_of = best_of
         self._lora_request = lora_request
-        self._keep_logprobs = sampling.logprobs is not None
+        self._keep_logprobs = sampling.num_logprobs is not None
+        self._flat = sampling.flat_logprobs
         needed = self._keep_logprobs or best_of is not None
-        self._answers = [_Answer(index, needed, token_bytes) for index in range(best_of or sampling.n)]
-        self._prompt_logprobs: list[TokenLogprobDict | None] | None = None
+        self._answers = [
+            _Answer(index, needed, self._flat, token_bytes) for index in range(best_of or sampling.n)
+        ]
+        self._prompt_logprobs: PromptLogprobs | None = None
+        self._named = sampling.prompt_logprob_token_ids
+        self._named_logprobs: NDArray[np.float32] | None = None
         self._cached: int | None = None
         self._metrics = RequestMetrics(arrival_time=time.time())
         self.output_tokens = 0
@@ -161,16 +175,20 @@ class Collector:
             self._metrics.first_token_time = self._metrics.first_token_time or now
             self._metrics.last_token_time = now
             self.output_tokens += len(event.tokens)
-        if event.prompt_logprobs and self._prompt_logprobs is None:
+        if event.prompt_logprobs and self._named is not None:
+            self._named_logprobs = _matrix(event.prompt_logprobs, self._named)
+        elif event.prompt_logprobs and self._prompt_logprobs is None:
             self._prompt_logprobs = self._prompt_dicts(event.prompt_logprobs)
         self._cached = max(self._cached or 0, event.cached_tokens)
         self._answers[event.index].apply(event)
         if event.finish is not None:
             self._metrics.finished_time = now
 
-    def _prompt_dicts(self, positions: tuple[TokenLogprobs | None, ...]) -> list[TokenLogprobDict | None]:
+    def _prompt_dicts(self, positions: tuple[TokenLogprobs | None, ...]) -> PromptLogprobs:
         texts = TokenTexts(self._token_bytes)
-        return [None if position is None else logprob_dict(position, texts) for position in positions]
+        found: PromptLogprobs = FlatLogprobs() if self._flat else []
+        found.extend(None if position is None else logprob_dict(position, texts) for position in positions)
+        return found
 
     def whole(self) -> RequestOutput:
         """All sequences with everything so far; under best_of the best n, renumbered from 0."""
@@ -201,4 +219,16 @@ class Collector:
             metrics=self._metrics,
             num_cached_tokens=self._cached,
             lora_request=self._lora_request,
+            prompt_token_id_logprobs=self._named_logprobs,
         )
+
+
+def _matrix(
+    positions: tuple[TokenLogprobs | None, ...], named: list[int] | list[list[int]]
+) -> NDArray[np.float32]:
+    """[positions, k]: the log-probabilities of the tokens that were named, without the prompt's own."""
+    import numpy as np
+
+    width = len(named[0] if isinstance(named[0], list) else named)
+    rows = [position.values[1:] for position in positions if position is not None]
+    return np.array(rows, np.float32).reshape(len(rows), width)

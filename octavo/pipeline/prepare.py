@@ -16,9 +16,10 @@ from octavo.config.pooling import Pooler
 from octavo.errors import BadRequest, PromptTooLong
 from octavo.parsers.parser import ReplyFormat
 from octavo.pipeline.calls import is_forced, may_call
-from octavo.pipeline.checks import check_texts, check_unicode, in_vocab, logprob_values
+from octavo.pipeline.checks import check_texts, check_unicode, in_vocab
 from octavo.pipeline.detokenizer import make_detokenizer
 from octavo.pipeline.grammar import Grammars
+from octavo.pipeline.logprobs import wanted_logprobs
 from octavo.pipeline.long_text import telling
 from octavo.pipeline.output import SequenceText
 from octavo.pipeline.pooled import PooledText, check_kind, pair_prompt, resolve
@@ -33,8 +34,6 @@ from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.pooling import PoolingParams
 from octavo.types.sampling import SamplingParams
 
-_MAX_LOGPROB_VALUES = 64_000_000
-"""Ceiling on log-probabilities in one answer (S9): about 1.5 GB as Python numbers, far above any real use."""
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -161,7 +160,7 @@ class Preparer:
             best_of=count > sampling.n,
             n=sampling.n,
             unbounded=unbounded,
-            strip_logprobs=sampling.logprobs is None,
+            strip_logprobs=sampling.num_logprobs is None,
         )
 
     def _prepare_pooled(
@@ -370,20 +369,7 @@ class Preparer:
     ) -> SamplingSpec:
         """Every sampling value, decided and checked against the vocabulary."""
         vocab = self.info.vocab_size
-        logprobs = self._logprobs("logprobs", params.logprobs)
-        prompt_logprobs = self._logprobs("prompt_logprobs", params.prompt_logprobs)
-        values = (
-            logprob_values(logprobs, vocab) * max_tokens
-            + logprob_values(prompt_logprobs, vocab) * prompt_tokens
-        )
-        if values * count > _MAX_LOGPROB_VALUES:
-            raise BadRequest(
-                f"This asks for {values * count} log-probabilities; the limit is {_MAX_LOGPROB_VALUES}.",
-                hint="Lower logprobs, prompt_logprobs, max_tokens or n.",
-                param="logprobs",
-            )
-        if logprobs is None and count > params.n:
-            logprobs = 0
+        wanted = wanted_logprobs(params, self.info, max_tokens, prompt_tokens, count)
         stop_ids = in_vocab("stop_token_ids", params.stop_token_ids or (), vocab)
         ends = EndTokens(None) if params.ignore_eos else self.ends
         return SamplingSpec(
@@ -399,28 +385,13 @@ class Preparer:
             seed=seed,
             eos_id=ends.primary,
             end_ids=tuple(dict.fromkeys((*stop_ids, *ends.others))),
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
+            **wanted,
             logit_bias=self._bias(params),
             allowed_ids=tuple(
                 dict.fromkeys(in_vocab("allowed_token_ids", params.allowed_token_ids or (), vocab))
             ),
             bad_words=self._bad_words(params.bad_words or ()),
         )
-
-    def _logprobs(self, name: str, value: int | None) -> int | None:
-        """Check a count of log-probabilities against --max-logprobs."""
-        limit = self.info.max_logprobs
-        if value is None or limit == -1:
-            return value
-        asked = self.info.vocab_size if value == -1 else value
-        if asked > limit:
-            raise BadRequest(
-                f"{name}={value} asks for {asked} log-probabilities a token; the limit is {limit}.",
-                hint=f"Use at most {limit}, or start with --max-logprobs {asked}.",
-                param=name,
-            )
-        return value
 
     def _bias(self, params: SamplingParams) -> tuple[tuple[int, float], ...]:
         """logit_bias with ids in the vocabulary and values within OpenAI's ±100."""

@@ -25,6 +25,27 @@ class PromptRows:
     """[rows] the tokens that the prompt has there."""
     k: int
     """How many of the best tokens to report besides."""
+    wanted: Ints | None = None
+    """[rows, n] tokens to report in their place; -1 is none."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a sequence wants to know of its prompt."""
+
+    k: int
+    start: int
+    """How many positions it does not, from the first that could be told."""
+    wanted: Ints | None
+    """[positions or 1, n]"""
+
+    def of(self, first: int, count: int) -> Ints | None:
+        """The wanted tokens of `count` positions from `first` on, None without any."""
+        if self.wanted is None:
+            return None
+        if len(self.wanted) == 1:
+            return np.broadcast_to(self.wanted, (count, self.wanted.shape[1]))
+        return self.wanted[first - self.start : first - self.start + count]
 
 
 @dataclass(frozen=True)
@@ -52,7 +73,7 @@ class Rows:
         self._newest: Ints = np.zeros(limits.sequences, np.int32)
         self._prompt_tokens: Ints = np.zeros(limits.sequences, np.int32)
         self._given: list[Ints] = [np.zeros(0, np.int32)] * limits.sequences
-        self._prompt_logprobs: dict[int, int] = {}
+        self._scored: dict[int, _Scored] = {}
         self._block_size = limits.block_size
 
     def add(self, new: NewSequence) -> None:
@@ -63,9 +84,11 @@ class Rows:
         self._newest[key] = given[-1]
         self._prompt_tokens[key] = new.prompt_tokens
         self._held[key] = 0
-        self._prompt_logprobs.pop(key, None)
-        if new.sampling.prompt_logprobs is not None:
-            self._prompt_logprobs[key] = new.sampling.prompt_logprobs
+        self._scored.pop(key, None)
+        spec = new.sampling
+        if spec.prompt_logprobs is not None:
+            wanted = np.array(spec.prompt_logprob_ids, np.int32) if spec.prompt_logprob_ids else None
+            self._scored[key] = _Scored(spec.prompt_logprobs, spec.prompt_logprob_start, wanted)
 
     def push(self, key: int, token: int) -> None:
         """The newest token of a sequence, which its next step computes."""
@@ -121,22 +144,23 @@ class Rows:
     ) -> tuple[Ints, Ints | None, list[PromptRows]]:
         """Which tokens' logits are wanted; which rows are sampled (None: all); which belong to prompts."""
         last = seq_starts[1:] - 1
-        if not self._prompt_logprobs:
+        if not self._scored:
             return (last if len(sampling) == len(work) else last[sampling]), None, []
         parts: list[Ints] = []
         sample_rows: list[int] = []
         prompts: list[PromptRows] = []
         row = 0
         for index, item in enumerate(work):
-            k = self._prompt_logprobs.get(item.key)
-            inside = 0
-            if k is not None:
-                inside = min(item.count, int(self._prompt_tokens[item.key]) - 1 - item.start)
-            if k is not None and inside > 0:
-                given = self._given[item.key][item.start + 1 : item.start + 1 + inside]
-                prompts.append(PromptRows(index, row, given, k))
-                parts.append(seq_starts[index] + np.arange(inside, dtype=np.int32))
-                row += inside
+            scored = self._scored.get(item.key)
+            if scored is not None:
+                first = max(item.start, scored.start)
+                inside = min(item.start + item.count, int(self._prompt_tokens[item.key]) - 1) - first
+                if inside > 0:
+                    given = self._given[item.key][first + 1 : first + 1 + inside]
+                    prompts.append(PromptRows(index, row, given, scored.k, scored.of(first, inside)))
+                    offset = seq_starts[index] + first - item.start
+                    parts.append(offset + np.arange(inside, dtype=np.int32))
+                    row += inside
             if item.sample:
                 parts.append(last[index : index + 1])
                 sample_rows.append(row)

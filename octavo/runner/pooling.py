@@ -41,7 +41,9 @@ class _NoSampler:
         """Never called."""
         raise RuntimeError("a model that pools does not sample")
 
-    def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int, /) -> list[TokenLogprobs]:
+    def prompt_logprobs(
+        self, logits: Logits, given: Sequence[int], k: int, wanted: Ints | None = None, /
+    ) -> list[TokenLogprobs]:
         """Never called."""
         raise RuntimeError("a model that pools has no logits")
 

@@ -58,7 +58,9 @@ class RowSampler(Protocol):
         NativeRunnable.row_stats.
         """
 
-    def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int, /) -> list[TokenLogprobs]: ...
+    def prompt_logprobs(
+        self, logits: Logits, given: Sequence[int], k: int, wanted: NDArray[np.int32] | None = None, /
+    ) -> list[TokenLogprobs]: ...
 
 
 class AdapterPlaces(Protocol):
@@ -154,7 +156,7 @@ class Runner:
         for rows in arrays.prompts:
             key = plan.work[rows.at].key
             part = logits[rows.first : rows.first + len(rows.given)]
-            entries = self._sampler.prompt_logprobs(part, rows.given.tolist(), rows.k)
+            entries = self._sampler.prompt_logprobs(part, rows.given.tolist(), rows.k, rows.wanted)
             answers[rows.at] = Sampled(key, (), (), tuple(entries))
         if not arrays.keys:
             return tuple(answers)

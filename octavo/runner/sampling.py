@@ -64,6 +64,8 @@ class Sampler:
         self._integers = np.zeros((4, max(rows, 1)), np.int64)
         self._edits: dict[int, _Edits] = {}
         self._with_logprobs: set[int] = set()
+        self._named: dict[int, Ids] = {}
+        """Rows that want the log-probabilities of tokens by their ids."""
         self._pool = pool
         self._masks = Masks(rows)
         self._sample, self._score = _functions(native)
@@ -94,6 +96,8 @@ class Sampler:
         self._integers[:, row] = (min(spec.top_k, self._vocab), spec.seed, len(output), logprobs)
         if spec.logprobs is not None:
             self._with_logprobs.add(row)
+        if spec.logprob_ids:
+            self._named[row] = np.array(spec.logprob_ids, np.int32)
         edits = _Edits(spec, prompt, output)
         if edits.needed:
             self._edits[row] = edits
@@ -105,6 +109,7 @@ class Sampler:
         self._masks.remove(row)
         self._edits.pop(row, None)
         self._with_logprobs.discard(row)
+        self._named.pop(row, None)
 
     def sample(self, logits: Logits, rows: Sequence[int], stats: Any = None) -> list[Drawn]:
         """Draw a token per row of `logits` [n, vocab] for sequence rows[i], and count it as its output.
@@ -124,15 +129,17 @@ class Sampler:
         if self._edits:
             self._record(rows, tokens)
         if self._masks:
-            return self._formed(rows, tokens, answers)
+            return self._formed(logits, rows, tokens, answers)
         if not self._with_logprobs and min(tokens, default=0) >= 0:
             return [Drawn(token) for token in tokens]
         return [
-            self._drawn(answers, i, row, token)
+            self._drawn(logits, answers, i, row, token)
             for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
         ]
 
-    def _formed(self, rows: Sequence[int], tokens: list[int], answers: Answers) -> list[Drawn]:
+    def _formed(
+        self, logits: Logits, rows: Sequence[int], tokens: list[int], answers: Answers
+    ) -> list[Drawn]:
         """The answers where some rows have grammars, which take the tokens now."""
         complete, errors = self._masks.push(rows, tokens)
         drawn = []
@@ -140,27 +147,41 @@ class Sampler:
             if (error := errors.get(row)) is not None:
                 drawn.append(Drawn(-1, None, error))
                 continue
-            one = self._drawn(answers, i, row, token)
+            one = self._drawn(logits, answers, i, row, token)
             drawn.append(one._replace(complete=True) if row in complete else one)
         return drawn
 
-    def prompt_logprobs(self, logits: Logits, given: Sequence[int], k: int) -> list[TokenLogprobs]:
+    def prompt_logprobs(
+        self, logits: Logits, given: Sequence[int], k: int, wanted: Ids | None = None
+    ) -> list[TokenLogprobs]:
         """Log-probabilities of given[i] under row i of `logits` [n, vocab], and the k best (-1: all).
 
+        `wanted` [n, m]: those of these tokens in place of the best; -1 has -inf, and no rank is counted.
         A row without usable logits has the value NaN.
         """
         ids = np.asarray(given, np.int32)
         answers = self._score(np.require(logits, np.float32, _WRITABLE), ids, k, self._pool)
-        return [
+        entries = [
             TokenLogprobs((token,), (float("nan"),), (0,)) if flag else _described(answers, i, token)
             for i, (token, flag) in enumerate(zip(ids.tolist(), answers[1].tolist(), strict=True))
         ]
+        if wanted is None:
+            return entries
+        return [
+            _joined_by(one, more, named_logprobs(x, more), [0] * len(more))
+            for one, more, x in zip(entries, wanted, logits, strict=True)
+        ]
 
-    def _drawn(self, answers: Answers, i: int, row: int, token: int) -> Drawn:
+    def _drawn(self, logits: Logits, answers: Answers, i: int, row: int, token: int) -> Drawn:
         """Row i of the answers as a value."""
         if token < 0:
             return Drawn(token, None, ERRORS[int(answers[1][i])])
-        return Drawn(token, _described(answers, i, token) if row in self._with_logprobs else None)
+        if row not in self._with_logprobs:
+            return Drawn(token)
+        entry, ids = _described(answers, i, token), self._named.get(row)
+        if ids is None:
+            return Drawn(token, entry)
+        return Drawn(token, _joined_by(entry, ids, named_logprobs(logits[i], ids), ranks_of(logits[i], ids)))
 
     def _record(self, rows: Sequence[int], tokens: list[int]) -> None:
         """Tell the rows that have edits what they drew."""
@@ -214,6 +235,31 @@ def _described(answers: Answers, i: int, token: int) -> TokenLogprobs:
         (float(logprob[i]), *values[begin : begin + len(ids)].tolist()),
         (int(rank[i]), *range(1, len(ids) + 1)),
     )
+
+
+def named_logprobs(x: Logits, ids: Ids) -> list[float]:
+    """Log-probabilities of `ids` under the logits x [vocab]; -inf for -1."""
+    top = x.max()
+    total = np.log(np.exp(x - top).sum(dtype=np.float64)) + float(top)
+    values = np.where(ids < 0, -np.inf, np.minimum(x[ids].astype(np.float64) - total, 0.0))
+    found: list[float] = values.astype(np.float32).tolist()
+    return found
+
+
+def ranks_of(x: Logits, ids: Ids) -> list[int]:
+    """Places of `ids` among the logits x [vocab], 1 for the largest; of equals the lower id comes first."""
+    values = x[ids]
+    above = np.sort(x[x >= values.min()])
+    right = np.searchsorted(above, values, "right")
+    ranks: list[int] = (1 + len(above) - right).tolist()
+    for i in np.flatnonzero(right - np.searchsorted(above, values, "left") > 1).tolist():
+        ranks[i] += int(np.count_nonzero(x[: ids[i]] == values[i]))
+    return ranks
+
+
+def _joined_by(entry: TokenLogprobs, ids: Ids, values: list[float], ranks: list[int]) -> TokenLogprobs:
+    """An entry with more tokens behind its own."""
+    return TokenLogprobs((*entry.ids, *ids.tolist()), (*entry.values, *values), (*entry.ranks, *ranks))
 
 
 def _joined(parts: list[Ids | None]) -> tuple[NDArray[np.int64], Ids]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from octavo.types.logprobs import TokenLogprobDict
 from octavo.types.lora import LoRARequest
-from octavo.types.outputs import TokenLogprobDict
 
 
 class BeamSearchParams(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -41,6 +41,14 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Other end tokens and the user's stop_token_ids: end with the id as stop_reason."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprob_start: int = 0
+    """Positions of the prompt whose log-probabilities nobody wants, from its start."""
+    prompt_logprob_ids: tuple[tuple[int, ...], ...] = ()
+    """With `prompt_logprobs` 0: tokens to tell of besides, for each position from `prompt_logprob_start` on
+    or one tuple for all; -1 is none and gets -inf.
+    """
+    logprob_ids: tuple[int, ...] = ()
+    """With `logprobs` 0: tokens to tell of besides at each position."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_ids: tuple[int, ...] = ()
     """Empty: every token is allowed."""
@@ -88,9 +96,10 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities at one position: entry 0 is the chosen (or given) token, then the best, descending.
+    """Log-probabilities at one position: entry 0 is the chosen (or given) token, then the best, descending,
+    or the tokens that were asked for, in the request's order.
 
-    `ranks[i]` is 1 for the most likely token of the vocabulary.
+    `ranks[i]` is 1 for the most likely token of the vocabulary, 0 where it was not counted.
     """
 
     ids: tuple[int, ...]
@@ -106,7 +115,8 @@ class TokenOut(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     """As long as `tokens` when asked for, else empty."""
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
-    """Whole prompt (entry 0 is None), on the output that carries the first token; else empty."""
+    """Whole prompt (entry 0 and those before `prompt_logprob_start` are None), on the output that carries the
+    first token; else empty."""
     cached_tokens: int = 0
     """Prompt tokens that came from the prefix cache (constant for a sequence)."""
     started_s: float | None = None
@@ -161,7 +171,7 @@ class Sampled(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt positions start+1 .. start+count that lie inside the prompt, when asked for."""
+    """Of the prompt positions start+1 .. start+count that lie inside the prompt, where they are wanted."""
     error: str | None = None
     """What went wrong with this sequence alone (logits that are not numbers); it ends with `error`."""
     complete: bool = False

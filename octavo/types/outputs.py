@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from octavo.types.logprobs import Logprobs, PromptLogprobs
 from octavo.types.lora import LoRARequest
 
-
-@dataclass(slots=True)
-class Logprob:
-    """One candidate at one position.
-
-    `logprob` is a natural logarithm; `rank` is 1 for the most likely token of the vocabulary;
-    `decoded_token` is the token's text in its context ("" while a character is incomplete).
-    """
-
-    logprob: float
-    rank: int | None = None
-    decoded_token: str | None = None
-
-
-TokenLogprobDict = dict[int, Logprob]
-"""Token id to its Logprob; the chosen token comes first, then the best in descending order."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(slots=True)
@@ -34,7 +22,7 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None = None
     """Sum of the chosen tokens' logprobs so far (also under DELTA); None when logprobs were not asked for."""
-    logprobs: list[TokenLogprobDict] | None = None
+    logprobs: Logprobs | None = None
     """As long as `token_ids`; None when not asked for."""
     finish_reason: str | None = None
     """stop, length, abort, error or repetition; None while the answer runs."""
@@ -64,7 +52,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int] | None
-    prompt_logprobs: list[TokenLogprobDict | None] | None
+    prompt_logprobs: PromptLogprobs | None
     """As long as the prompt, first entry None; None when not asked for."""
     outputs: list[CompletionOutput]
     finished: bool
@@ -75,3 +63,7 @@ class RequestOutput:
     num_cached_tokens: int | None = None
     """Prompt tokens that came from the prefix cache."""
     kv_transfer_params: dict[str, Any] | None = field(default=None, repr=False)
+    prompt_token_id_logprobs: NDArray[np.float32] | None = field(default=None, repr=False)
+    """[positions, k], what prompt_logprob_token_ids asked for: row i is of the prompt's token
+    prompt_logprob_start + i + 1.
+    """

@@ -23,6 +23,7 @@ INT32_MAX = 2**31 - 1
 MAX_N = 16384
 BIAS_LIMIT = 100.0
 """OpenAI's bound on logit_bias; larger values are clamped to it, as vLLM does."""
+MAX_LOGPROB_IDS = 128
 MIN_TEMPERATURE = 1e-2
 """Positive temperatures below this are raised to it, as vLLM does."""
 
@@ -76,10 +77,17 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     logprobs: int | None = None
     """None: none; 0: of the chosen token; k: of the k best besides; -1: of the whole vocabulary."""
     prompt_logprobs: int | None = None
-    prompt_logprob_token_ids: list[int] | None = None
+    prompt_logprob_token_ids: Any = None
+    """Token ids whose log-probabilities are told at each position of the prompt behind its first token, as a
+    matrix in RequestOutput.prompt_token_id_logprobs: one list for all positions, or [positions, k], where -1
+    fills a row up.
+    """
     prompt_logprob_start: int | None = None
+    """Positions of the prompt to leave out at its start, in both of the above."""
     logprob_token_ids: list[int] | None = None
+    """At most 128 tokens whose log-probabilities are told beside the chosen one's, in place of the k best."""
     flat_logprobs: bool = False
+    """Give them as FlatLogprobs: a few long lists instead of a dict for each token."""
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -143,6 +151,11 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
         return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many log-probabilities are told beside each chosen token's; None: none at all."""
+        return len(self.logprob_token_ids) if self.logprob_token_ids else self.logprobs
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature == 0
@@ -203,6 +216,19 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
                 _refuse("allowed_token_ids", [], "at least one token id (leave it out to allow every token)")
         if self.logit_bias is not None:
             self.logit_bias = _bias(self.logit_bias)
+        self._verify_logprob_ids()
+
+    def _verify_logprob_ids(self) -> None:
+        """The tokens whose log-probabilities are wanted by name, and where those of the prompt begin."""
+        wanted = _ids("logprob_token_ids", self.logprob_token_ids) if self.logprob_token_ids else []
+        if len(wanted) > MAX_LOGPROB_IDS:
+            _refuse("logprob_token_ids", f"{len(wanted)} of them", f"at most {MAX_LOGPROB_IDS} token ids")
+        self.logprob_token_ids = list(dict.fromkeys(wanted)) or None
+        if self.prompt_logprob_start is not None:
+            start = _integer("prompt_logprob_start", self.prompt_logprob_start, 0, INT32_MAX)
+            self.prompt_logprob_start = start
+        if self.prompt_logprob_token_ids is not None:
+            self.prompt_logprob_token_ids = _rows("prompt_logprob_token_ids", self.prompt_logprob_token_ids)
 
     def _verify_switches(self) -> None:
         """Fields that are true or false, and the output kind."""
@@ -231,6 +257,12 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
                 f"best_of={self.best_of} is less than n={self.n}.",
                 hint="best_of sequences run and the n most likely are given.",
                 param="best_of",
+            )
+        if self.prompt_logprob_token_ids is not None and self.prompt_logprobs is not None:
+            raise BadRequest(
+                "prompt_logprobs and prompt_logprob_token_ids cannot both be given.",
+                hint="Send two requests.",
+                param="prompt_logprob_token_ids",
             )
         if self.stop and not self.detokenize:
             raise BadRequest(
@@ -267,15 +299,12 @@ _SWITCHES = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
     "include_stop_str_in_output",
+    "flat_logprobs",
 )
 
 _NOT_YET = (
     "logits_processors",
     "watermarking",
-    "logprob_token_ids",
-    "flat_logprobs",
-    "prompt_logprob_token_ids",
-    "prompt_logprob_start",
     "trace_decode_token_ids",
     "routed_experts_prompt_start",
 )
@@ -371,6 +400,18 @@ def _ids(name: str, values: Any) -> list[int]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         _refuse(name, values, "a list of token ids")
     return [_integer(name, value, 0, INT32_MAX) for value in values]
+
+
+def _rows(name: str, values: Any) -> list[int] | list[list[int]]:
+    """One list of token ids, or one for each position, all as long as the longest; -1 stands for none."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, (list, tuple)) or not listed:
+        _refuse(name, values, "a list of token ids, or a list of such lists")
+    if not isinstance(listed[0], (list, tuple)):
+        return _ids(name, listed)
+    rows = [[_integer(name, token, -1, INT32_MAX) for token in row] for row in listed]
+    width = max(map(len, rows))
+    return [row + [-1] * (width - len(row)) for row in rows]
 
 
 def _bias(values: Any) -> dict[int, float]:

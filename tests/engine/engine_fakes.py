@@ -151,7 +151,9 @@ class HashSampler:
             choices.append(Choice(token, entry))
         return choices
 
-    def prompt_logprobs(self, logits: np.ndarray, given: Sequence[int], k: int) -> list[TokenLogprobs]:
+    def prompt_logprobs(
+        self, logits: np.ndarray, given: Sequence[int], k: int, wanted: np.ndarray | None = None
+    ) -> list[TokenLogprobs]:
         assert len(logits) == len(given)
         return [
             TokenLogprobs((int(token),), (float(line.argmax()),), (k,))

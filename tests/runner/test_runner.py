@@ -85,6 +85,22 @@ def test_rows_of_prompt_logprobs():
     assert made.sample_rows is None
 
 
+def test_rows_of_prompt_logprobs_from_a_later_token_on():
+    rows = Rows(LIMITS)
+    ids = ((7, 8), (9, -1))
+    spec = SamplingSpec(max_tokens=1, prompt_logprobs=0, prompt_logprob_start=2, prompt_logprob_ids=ids)
+    rows.add(new(0, [1, 2, 3, 4, 5], spec=spec))
+    made = rows.arrays(StepPlan(work=(Work(0, 0, 2, (1, 2), False),)))
+    assert made.batch.logit_rows.tolist() == []
+    made = rows.arrays(StepPlan(work=(Work(0, 1, 2, (), False),)))
+    assert made.batch.logit_rows.tolist() == [1]
+    (part,) = made.prompts
+    assert (part.given.tolist(), part.wanted.tolist()) == ([4], [[7, 8]])
+    made = rows.arrays(StepPlan(work=(Work(0, 3, 2, (), True),)))
+    assert made.batch.logit_rows.tolist() == [0, 1]
+    assert made.prompts[0].wanted.tolist() == [[9, -1]]
+
+
 class Model:
     """Row r of the logits holds the wanted token's index r."""
 
@@ -122,7 +138,7 @@ class Recorder:
             for line, row in zip(logits, rows, strict=True)
         ]
 
-    def prompt_logprobs(self, logits, given, k):
+    def prompt_logprobs(self, logits, given, k, wanted=None):
         return [TokenLogprobs((g, int(r[0])), (0.0, 0.0), (k, k)) for r, g in zip(logits, given, strict=True)]
 
 

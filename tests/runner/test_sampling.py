@@ -277,3 +277,28 @@ def test_python_spends_little_on_a_step_of_plain_rows() -> None:
         sampler.sample(x, range(32))
         best = min(best, time.perf_counter() - begun)
     assert best < 300e-6  # 60 us measured; the slack is for a busy machine
+
+
+def test_named_tokens_are_told_beside_the_chosen_one(native: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal(0, 3, (2, 997)).astype(np.float32), 1)  # many equal ones
+    x[0, 11] = -np.inf
+    sampler = Sampler(997, 2, native=native)
+    ids = (500, 11, 0, 996)
+    bias = ((500, 50.0),)
+    sampler.add(
+        0, SamplingSpec(max_tokens=1, temperature=0.0, logprobs=0, logprob_ids=ids, logit_bias=bias), (), ()
+    )
+    sampler.add(1, SamplingSpec(max_tokens=1, temperature=0.0, logprobs=0), (), ())
+    named, plain = sampler.sample(x, [0, 1])
+    assert named.token == 500
+    assert named.logprobs is not None
+    assert named.logprobs.ids == (500, *ids)
+    order = np.lexsort((np.arange(997), -x[0]))
+    y = x[0].astype(np.float64)
+    wanted = y - np.log(np.exp(y).sum())
+    assert named.logprobs.ranks[1:] == tuple(int(np.flatnonzero(order == i)[0]) + 1 for i in ids)
+    assert named.logprobs.ranks[0] == named.logprobs.ranks[1]
+    np.testing.assert_allclose(named.logprobs.values[1:], wanted[list(ids)], rtol=1e-6)
+    assert plain.logprobs is not None
+    assert len(plain.logprobs.ids) == 1

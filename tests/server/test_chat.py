@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.types.engine import Finish
+from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.grammar import TOO_MUCH
 from octavo.types.job import Event
 
@@ -275,3 +275,16 @@ def test_too_many_top_logprobs_are_named_as_sent(client: Any) -> None:
     error = client.chat(logprobs=True, top_logprobs=50).json()["error"]
     assert error["param"] == "top_logprobs"
     assert error["message"].startswith("top_logprobs=50 is more than 20.")
+
+
+def test_named_tokens_are_shown_with_their_logprobs(client: Any, stream: Any) -> None:
+    told = TokenLogprobs((72, 90, 65), (-1.0, -0.5, -7.0), (2, 1, 90))
+    client.fake.script = [Event(index=0, text="H", tokens=(72,), logprobs=(told,), finish=Finish("stop"))]
+    fields = {"logprobs": True, "top_logprobs": 1, "logprob_token_ids": [90, 65]}
+    whole = client.chat(**fields).json()["choices"][0]["logprobs"]["content"]
+    assert [one["token"] for one in whole[0]["top_logprobs"]] == ["Z", "H", "A"]
+    assert client.fake.jobs[0].sampling.logprob_token_ids == [90, 65]
+    pieces = [c["choices"][0]["logprobs"] for c in stream(client.chat(**fields, stream=True))]
+    assert [item for piece in pieces if piece for item in piece["content"]] == whole
+    error = client.chat(logprob_token_ids=[90]).json()["error"]
+    assert (error["code"], error["param"]) == (400, "logprob_token_ids")

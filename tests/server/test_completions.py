@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from octavo.types.engine import Finish, TokenLogprobs
+from octavo.types.job import Event
+
 
 @pytest.mark.parametrize(
     ("prompt", "ran"),
@@ -171,3 +174,14 @@ def test_times_for_whoever_asks(client: Any, stream: Any) -> None:
     for chunks in (stream(client.complete("P", **fields)), stream(client.chat(**fields))):
         assert list(chunks[-1]["metrics"]) == names
         assert all("metrics" not in chunk for chunk in chunks[:-1])
+
+
+def test_named_tokens_are_shown_with_their_logprobs(client: Any) -> None:
+    told = TokenLogprobs((72, 90, 65), (-1.0, -0.5, -7.0), (2, 1, 90))
+    client.fake.script = [Event(index=0, text="H", tokens=(72,), logprobs=(told,), finish=Finish("stop"))]
+    reply = client.complete(logprobs=0, logprob_token_ids=[90, 65]).json()
+    assert reply["choices"][0]["logprobs"]["top_logprobs"] == [{"H": -1.0, "Z": -0.5, "A": -7.0}]
+    assert client.fake.jobs[0].sampling.logprob_token_ids == [90, 65]
+    for fields in ({}, {"logprobs": 1, "echo": True, "max_tokens": 0}):
+        error = client.complete(logprob_token_ids=[90], **fields).json()["error"]
+        assert (error["code"], error["param"]) == (400, "logprob_token_ids")

@@ -48,7 +48,7 @@ CHAT = [
     ("guided_json", 3),
     ("guided_choice", "a"),
     ("kv_transfer_params", {"a": 1}),
-    ("logprob_token_ids", [1]),
+    *[("logprob_token_ids", v) for v in ("a", [-1], [1.5], [2**63])],
     ("thinking_token_budget", -2),
     ("thinking_token_budget", "5"),
     ("repetition_detection", {"max_pattern_size": 2, "min_count": 1}),

@@ -168,6 +168,15 @@ def test_normal_forms() -> None:
         ({"logit_bias": {-1: 1}}, "logit_bias"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
         ({"logit_bias": {1: math.inf}}, "logit_bias"),
+        ({"logprob_token_ids": [1.5]}, "logprob_token_ids"),
+        ({"logprob_token_ids": [-1]}, "logprob_token_ids"),
+        ({"logprob_token_ids": list(range(129))}, "logprob_token_ids"),
+        ({"prompt_logprob_token_ids": 3}, "prompt_logprob_token_ids"),
+        ({"prompt_logprob_token_ids": []}, "prompt_logprob_token_ids"),
+        ({"prompt_logprob_token_ids": [[1], [-2]]}, "prompt_logprob_token_ids"),
+        ({"prompt_logprob_token_ids": [1], "prompt_logprobs": 1}, "prompt_logprob_token_ids"),
+        ({"prompt_logprob_start": -1}, "prompt_logprob_start"),
+        ({"flat_logprobs": 1}, "flat_logprobs"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"skip_special_tokens": "no"}, "skip_special_tokens"),
         ({"output_kind": 1}, "output_kind"),
@@ -186,14 +195,24 @@ def test_bad_values_name_their_field(kwargs: dict[str, Any], field: str) -> None
     "kwargs",
     [
         {"logits_processors": [abs]},
-        {"logprob_token_ids": [1]},
-        {"flat_logprobs": True},
     ],
 )
 def test_features_that_are_not_there_are_refused_by_name(kwargs: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match="not supported") as caught:
         SamplingParams(**kwargs)
     assert caught.value.param in kwargs
+
+
+def test_tokens_named_for_logprobs() -> None:
+    params = SamplingParams(logprobs=5, logprob_token_ids=[7, 3, 7])
+    assert params.logprob_token_ids == [7, 3]
+    assert params.num_logprobs == 2
+    assert SamplingParams(logprob_token_ids=[], logprobs=5).num_logprobs == 5
+    assert SamplingParams().num_logprobs is None
+    assert SamplingParams(prompt_logprob_token_ids=[[1, 2], [3]]).prompt_logprob_token_ids == [
+        [1, 2],
+        [3, -1],
+    ]
 
 
 def test_best_of_is_at_least_n() -> None:

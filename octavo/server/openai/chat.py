@@ -146,7 +146,7 @@ class Chat:
         if body.logprobs:
             entries = [entry for event in answer.events for entry in event.logprobs]
             speller = Speller(self._state.vocabulary, self._as_ids)
-            logprobs = chat_logprobs(entries, body.top_logprobs or 0, speller)
+            logprobs = chat_logprobs(entries, _top(body), speller)
         return ChatChoice(
             index=index,
             message=self._message(answer),
@@ -208,7 +208,7 @@ class ChunkMaker:
         self._head = head
         self._body = body
         self._ids = body.return_token_ids
-        self._top = (body.top_logprobs or 0) if body.logprobs else None
+        self._top = _top(body) if body.logprobs else None
         self._spellers = [Speller(state.vocabulary, as_ids) for _ in range(choices)] if body.logprobs else []
         self._called: set[int] = set()
         """Choices that have called a tool."""
@@ -276,6 +276,11 @@ def _call(call: Call) -> ToolCall:
 def _line(chunk: ChatChunk) -> bytes:
     """One data line."""
     return b"data: " + _ENCODE(chunk) + b"\n\n"
+
+
+def _top(body: ChatRequest) -> int:
+    """How many of a position's tokens are shown; -1: all that there are."""
+    return -1 if body.logprob_token_ids else body.top_logprobs or 0
 
 
 def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
@@ -397,6 +402,8 @@ def _check_options(body: ChatRequest, settings: ServerSettings) -> None:
             hint='Send "add_generation_prompt": false.',
             param="continue_final_message",
         )
+    if body.logprob_token_ids and not body.logprobs:
+        raise BadRequest('logprob_token_ids needs "logprobs": true.', param="logprob_token_ids")
     if body.top_logprobs and not body.logprobs:
         raise BadRequest('top_logprobs needs "logprobs": true.', param="top_logprobs")
     if body.top_logprobs is not None and body.top_logprobs < -1:

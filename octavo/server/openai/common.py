@@ -111,6 +111,7 @@ def sampling_params(body: CommonRequest, state: State, **decided: Any) -> Sampli
         logit_bias=body.logit_bias,
         allowed_token_ids=body.allowed_token_ids,
         bad_words=body.bad_words,
+        logprob_token_ids=body.logprob_token_ids,
         skip_special_tokens=body.skip_special_tokens,
         spaces_between_special_tokens=body.spaces_between_special_tokens,
         truncate_prompt_tokens=body.truncate_prompt_tokens,

@@ -171,7 +171,8 @@ class LogprobsMaker:
         asked = body.return_tokens_as_token_ids
         as_ids = settings.return_tokens_as_token_ids if asked is None else asked
         self._echo = bool(body.echo)
-        self._maker = CompletionLogprobsMaker(state.vocabulary, _top(body) or 0, as_ids)
+        top = -1 if body.logprob_token_ids else _top(body) or 0
+        self._maker = CompletionLogprobsMaker(state.vocabulary, top, as_ids)
 
     @staticmethod
     def empty() -> CompletionLogprobs:
@@ -319,5 +320,11 @@ def _mixed() -> BadRequest:
 
 def _check_options(body: CompletionRequest) -> None:
     """Rules between fields."""
+    if body.logprob_token_ids and _top(body) is None:
+        raise BadRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
+    if body.logprob_token_ids and body.echo and body.max_tokens == 0:
+        raise BadRequest(
+            "logprob_token_ids tells of tokens of the answer: none is asked for.", param="logprob_token_ids"
+        )
     if body.stream and body.prompt_logprobs is not None and body.prompt_logprobs != 0:
         raise BadRequest("prompt_logprobs cannot be streamed.", param="prompt_logprobs")

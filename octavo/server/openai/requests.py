@@ -87,7 +87,8 @@ class CommonRequest(SharedRequest, kw_only=True):
     guided_whitespace_pattern: str | None = None
     guided_decoding_backend: str | None = None
     """No effect: there is one."""
-    logprob_token_ids: Any = None
+    logprob_token_ids: Ids | None = None
+    """Of these tokens the log-probabilities are told, in place of the likeliest's."""
     repetition_detection: dict[str, Any] | None = None
     kv_transfer_params: Any = None
     ec_transfer_params: Any = None
@@ -149,7 +150,6 @@ class ChatsRequest(ChatFields, kw_only=True):
 
 
 NOT_YET: dict[str, str] = {
-    "logprob_token_ids": "Use logprobs.",
     "kv_transfer_params": "Leave it out.",
     "ec_transfer_params": "Leave it out.",
     "mm_payload": "This server takes text only.",
