@@ -30,9 +30,10 @@ def wants_help(command: str, words: Sequence[str]) -> str | None:
 
 
 def read_words(words: Sequence[str], extra: Iterable[Flag] = (), *, positionals: int = 1) -> Settings:
-    """Settings of a command line: config file first, then the words; one positional is the model.
+    """Settings of a command line: config file first, then the words.
 
-    Raises UsageError for what cannot be read and for more positionals than `positionals`.
+    The first positional is the model, a second (where `positionals` allows it) stands in `cli["text"]`.
+    Raises UsageError for what cannot be read and for more positionals than that.
     """
     with usage_errors():
         return _read(words, Table(extra), positionals)
@@ -47,12 +48,19 @@ def _read(words: Sequence[str], table: Table, positionals: int) -> Settings:
     settings = resolve([*given, *parsed.given])
     if len(parsed.positionals) > positionals:
         surplus = parsed.positionals[positionals]
-        raise ConfigError(f"Unexpected word {surplus!r} after the model.", hint="Flags begin with --.")
+        raise ConfigError(
+            f"Unexpected word {surplus!r} after the model.",
+            hint="Flags begin with --; a text of several words wants quotation marks."
+            if positionals > 1
+            else "Flags begin with --.",
+        )
     if parsed.positionals:
         named = settings.engine.get("model")
         if named is not None and named != parsed.positionals[0] and _on_line(parsed.given):
             raise ConfigError(f"Two models named: {parsed.positionals[0]} and {named}.", hint="Give one.")
         settings.engine["model"] = parsed.positionals[0]
+    if len(parsed.positionals) > 1:
+        settings.cli["text"] = parsed.positionals[1]
     return settings
 
 

@@ -22,8 +22,9 @@ Usage: octavo COMMAND [MODEL] [--flag value ...]
 """
 _USAGE = {
     "serve": "octavo serve [MODEL] [--flag value ...]",
-    "chat": "octavo chat [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
-    "complete": "octavo complete [MODEL] [--url URL] [-q TEXT] [--flag value ...]",
+    "chat": "octavo chat [MODEL [QUESTION]] [--url URL] [--flag value ...]",
+    "complete": "octavo complete [MODEL [TEXT]] [--url URL] [--flag value ...]",
+    "run": "octavo run [MODEL [QUESTION]] [--url URL] [--flag value ...]",
     "run-batch": "octavo run-batch -i IN.jsonl -o OUT.jsonl [--model MODEL] [--flag value ...]",
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
     "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
@@ -40,8 +41,8 @@ def overview(commands: Mapping[str, tuple[str, str]]) -> str:
     lines += [f"  {name:<14}{text}" for name, (_, text) in commands.items()]
     lines += [
         "",
-        "Without a model, the bundled pocket model answers. A model is a directory or a hub id.",
-        "octavo serve --help shows the flags by group; octavo --version the version.",
+        "A model is a folder, a GGUF file or a hub id, which is downloaded; without one the bundled pocket",
+        "model answers. octavo COMMAND --help shows a command's flags, octavo --version the version.",
     ]
     return "\n".join(lines)
 
@@ -59,7 +60,7 @@ def command_help(command: str, topic: str, summary: str) -> str:
     if command in ("convert", "quantize"):
         flags = CONVERT if command == "convert" else QUANTIZE
         return f"{head}\n{_section(command, 'this command', flags)}"
-    extra = {"chat": TALK, "complete": TALK, "run-batch": BATCH}.get(command, ())
+    extra = {"chat": TALK, "complete": TALK, "run": TALK, "run-batch": BATCH}.get(command, ())
     table = Table(extra)
     if topic:
         return _topic(topic, table)

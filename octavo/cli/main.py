@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("octavo.cli.serve", "Serve a model over HTTP (OpenAI's API and more)."),
     "chat": ("octavo.cli.talk", "Talk to a model, served or in this process."),
     "complete": ("octavo.cli.talk", "The same with raw text instead of chat messages."),
+    "run": ("octavo.cli.talk", "chat under the name that it has in Ollama: octavo run MODEL [QUESTION]."),
     "run-batch": ("octavo.cli.batch", "Answer the requests of a JSONL file (OpenAI's batch format)."),
     "bench": ("octavo.cli.bench", "Measure throughput, latency or a server."),
     "convert": ("octavo.cli.convert", "Write a checkpoint as a GGUF file, or as a Hugging Face folder."),
@@ -28,6 +29,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "collect-env": ("octavo.cli.collect", "Print what a bug report needs."),
 }
 """Subcommand to (module with ``main(command, words) -> int``, one line of help)."""
+
+_CACHE = "Downloads lie in the hub's own cache, ~/.cache/huggingface/hub unless HF_HOME says otherwise."
+_ELSEWHERE = {
+    "pull": "serve, chat and run download a model that is not here yet.",
+    "download": "serve, chat and run download a model that is not here yet.",
+    "show": "octavo inspect MODEL says what a model is.",
+    "ps": "octavo top shows what a server is at.",
+    "stop": "Ctrl-C, or SIGTERM, ends a server.",
+    "list": _CACHE,
+    "ls": _CACHE,
+    "rm": _CACHE,
+}
+"""Commands of Ollama and others to what does that here."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -69,9 +83,13 @@ def _dispatch(words: list[str]) -> int:
         module = importlib.import_module(COMMANDS[command][0])
         code: int = module.main(command, words[1:])
         return code
+    if command.startswith("-") or "/" in command or command.endswith(".gguf"):
+        raise UsageError(
+            f"{command!r} is no command.", hint=f"One comes first: octavo serve {' '.join(words)}"
+        )
     from octavo.config.flags import nearest
 
-    hint = nearest(command, COMMANDS).replace("_", "-") or "See octavo --help."
+    hint = _ELSEWHERE.get(command) or nearest(command, COMMANDS).replace("_", "-") or "See octavo --help."
     raise UsageError(f"Unknown command {command!r}.", hint=hint)
 
 
@@ -92,4 +110,6 @@ def _help(words: list[str]) -> int:
 def _sentence(error: BaseException) -> str:
     """An error's message on one line, with its kind when it has none."""
     text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "octavo":
+        text += f". Install it with: {sys.executable} -m pip install {error.name.partition('.')[0]}"
     return text or type(error).__name__

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from octavo.cli.talk import Thought
 from octavo.cli.usage import UsageError
 from octavo.config.flag_values import bad_value
 from octavo.errors import OctavoError
@@ -53,6 +54,8 @@ class Remote:
         body = {"model": self.model, "messages": messages, "stream": True, **sampling}
         for choice in self._stream("/chat/completions", body):
             delta = choice.get("delta") or {}
+            if thought := delta.get("reasoning") or delta.get("reasoning_content"):
+                yield Thought(thought)
             yield delta.get("content") or ""
 
     def complete(self, prompt: str, sampling: dict[str, Any]) -> Iterator[str]:

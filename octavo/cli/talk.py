@@ -20,10 +20,22 @@ if TYPE_CHECKING:
 _COMPLETION_TOKENS = 256
 """A raw text has no natural end, so `octavo complete` stops here unless told otherwise."""
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k")
+_LEAVE = ("/bye", "/exit", "/quit")
+_QUOTES = '"""'
+_HELP = f"""/clear     forget what was said
+/bye       leave (or Ctrl-D)
+{_QUOTES}        begins and ends a text of several lines
+Ctrl-C     stops an answer
+"""
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+class Thought(str):
+    """A piece of what a model thinks before it answers."""
 
 
 class Model(Protocol):
-    """Whoever answers. Closing an iterator before its end aborts the answer."""
+    """Whoever answers, in pieces; Thoughts are told from the answer. Closing an iterator early aborts it."""
 
     def chat(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> Iterator[str]:
         """The pieces of the answer to a conversation."""
@@ -63,17 +75,18 @@ def _texts(outputs: Iterator[Any]) -> Iterator[str]:
 
 
 def main(command: str, words: Sequence[str]) -> int:
-    """Run ``octavo chat`` or ``octavo complete``."""
+    """Run ``octavo chat`` (also called ``run``) or ``octavo complete``."""
     if (page := wants_help(command, words)) is not None:
         print(page)
         return 0
-    settings = read_words(words, TALK)
+    settings = read_words(words, TALK, positionals=2)
+    chat = command != "complete"
     sampling = {name: settings.cli[name] for name in _SAMPLING if name in settings.cli}
     if command == "complete":
         sampling.setdefault("max_tokens", _COMPLETION_TOKENS)
-    talk = Talk(command == "chat", sampling, settings.cli.get("system_prompt"))
-    model = _model(settings, command == "chat")
-    quick = settings.cli.get("quick")
+    talk = Talk(chat, sampling, settings.cli.get("system_prompt"))
+    model = _model(settings, chat)
+    quick = settings.cli.get("quick", settings.cli.get("text"))
     if quick is not None:
         talk.answer(model, quick)
         return 0
@@ -127,7 +140,7 @@ class Talk:
         said: list[str] = []
         try:
             with contextlib.closing(pieces):  # type: ignore[type-var]
-                for piece in pieces:
+                for piece in _without_thoughts(pieces):
                     said.append(piece)
                     sys.stdout.write(piece)
                     sys.stdout.flush()
@@ -144,15 +157,26 @@ class Talk:
         prompt = "> " if sys.stdin.isatty() else ""
         if prompt:
             what = "Message" if self._chat else "Text"
-            sys.stderr.write(f"{what}, then Enter. Ctrl-C stops an answer, Ctrl-D leaves.\n")
+            sys.stderr.write(
+                f"{what}, then Enter. Ctrl-C stops an answer, /bye leaves, /? says what else there is.\n"
+            )
         with _history(bool(prompt)):
             while True:
                 try:
-                    text = input(prompt)
+                    text = _read(prompt)
                 except (EOFError, KeyboardInterrupt):
                     if prompt:
                         sys.stderr.write("\n")
                     return 0
+                word = text.strip() if prompt else ""
+                if word in _LEAVE:
+                    return 0
+                if word == "/clear":
+                    self.messages = [m for m in self.messages if m["role"] == "system"]
+                    continue
+                if word in ("/?", "/help"):
+                    sys.stderr.write(_HELP)
+                    continue
                 if not text.strip():
                     continue
                 try:
@@ -171,6 +195,38 @@ class Talk:
             last = self.messages.pop()
             if last["role"] == "user":
                 return
+
+
+def _read(prompt: str) -> str:
+    """The next text: a line or, at a terminal, several between triple quotes. Raises EOFError at the end."""
+    text = input(prompt)
+    if not prompt or not text.lstrip().startswith(_QUOTES):
+        return text
+    text = text.lstrip().removeprefix(_QUOTES)
+    while not text.rstrip().endswith(_QUOTES):
+        text += "\n" + input("")
+    return text.rstrip().removesuffix(_QUOTES).strip("\n")
+
+
+def _without_thoughts(pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces of the answer; those of the thoughts before it go to stderr, dimmed at a terminal."""
+    dim, plain = (_DIM, _PLAIN) if sys.stderr.isatty() else ("", "")
+    thinking = False
+    try:
+        for piece in pieces:
+            if isinstance(piece, Thought):
+                sys.stderr.write(dim + piece + plain)
+                sys.stderr.flush()
+                thinking = True
+            elif piece:
+                if thinking:
+                    sys.stderr.write("\n\n")
+                    sys.stderr.flush()
+                thinking = False
+                yield piece
+    finally:
+        if thinking:
+            sys.stderr.write("\n")
 
 
 @contextlib.contextmanager

@@ -314,7 +314,7 @@ def read_config_file(path: str, table: Table) -> tuple[Given, ...]:
 
 
 POCKET_NOTICE = (
-    "No model named: using the bundled pocket model, which only shows the system. "
-    "Name a real one with a directory or a hub id: octavo serve Qwen/Qwen2.5-0.5B-Instruct"
+    "No model named: the bundled pocket model answers, which only shows that the system works. "
+    "A real one is a folder, a GGUF file or a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
 )
 """The line on stderr of every command, and of LLM(), that was given no model."""

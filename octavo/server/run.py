@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import logging
 import os
 import signal
@@ -86,9 +87,12 @@ def bind(settings: ServerSettings) -> socket.socket:
         why = getattr(error, "strerror", None) or str(error)
         if isinstance(error, OSError) and (error.errno or 0) > 0:  # asyncio's own texts hold the address
             why = os.strerror(error.errno or 0)
-        raise ConfigError(
-            f"Cannot listen on {where}: {why}.", hint="Choose another with --port, --host or --uds."
-        ) from None
+        hint = "Choose another with --port, --host or --uds."
+        if settings.uds is None and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            hint = (
+                f"Perhaps it already serves; else --port {settings.port + 1}, or --port 0 for any free one."
+            )
+        raise ConfigError(f"Cannot listen on {where}: {why}.", hint=hint) from None
 
 
 def _bind_tcp(settings: ServerSettings) -> socket.socket:

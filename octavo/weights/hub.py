@@ -123,10 +123,22 @@ def check_id(name: str, revision: str | None) -> None:
     if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
         raise ConfigError(
             f"{name[:200]!r} is neither a folder or file here nor a hub id.",
-            hint="Give the path of a model folder, or an id such as Qwen/Qwen2.5-0.5B-Instruct.",
+            hint=_instead(name),
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ConfigError(f"{revision[:200]!r} is not a revision.", hint="Give a branch, a tag or a commit.")
+
+
+def _instead(name: str) -> str:
+    """What to type in place of a name that is none: an address without its host, no tag of Ollama's."""
+    found = re.match(rf"https?://[^/]+/(?:models/)?({_PART}/{_PART})", name)
+    if found:
+        return f"Give the id alone: {found[1]}."
+    if re.fullmatch(r"[\w.-]+:[\w.-]+", name):
+        return (
+            "Names of Ollama's library are not known here: give a hub id such as Qwen/Qwen2.5-0.5B-Instruct."
+        )
+    return "Give the path of a model folder, or an id such as Qwen/Qwen2.5-0.5B-Instruct."
 
 
 def offline() -> bool:
@@ -248,7 +260,8 @@ def _explain(error: Exception, name: str, hub: str) -> tuple[str, str]:
     if kinds & {"RevisionNotFoundError"}:
         return f"{name} was not found on {hub}.", "Check --revision."
     if kinds & {"RepositoryNotFoundError", "NotExistError"} or status == 404:
-        return f"{name} was not found on {hub}, nor is there a folder of that name.", "Check the spelling."
+        owner = "Check the spelling." if "/" in name else "Hub ids have an owner: Qwen/Qwen2.5-0.5B-Instruct."
+        return f"{name} was not found on {hub}, nor is there a folder of that name.", owner
     if offline():
         return (
             f"{name} is not in the cache, and HF_HUB_OFFLINE forbids a download.",

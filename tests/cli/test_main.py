@@ -56,7 +56,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_overview_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(words) == 0
     out = capsys.readouterr().out
-    for command in ("serve", "chat", "complete", "bench", "convert", "quantize", "inspect", "collect-env"):
+    for command in (
+        "serve",
+        "chat",
+        "complete",
+        "run",
+        "bench",
+        "convert",
+        "quantize",
+        "inspect",
+        "collect-env",
+    ):
         assert f"  {command} " in out
 
 
@@ -91,6 +101,9 @@ def test_help_pages(words: list[str], text: str, absent: str, capsys: pytest.Cap
     [
         (["sreve"], "Unknown command 'sreve'. Did you mean serve?"),
         (["xyzzy"], "Unknown command 'xyzzy'. See octavo --help."),
+        (["pull"], "Unknown command 'pull'. serve, chat and run download a model that is not here yet."),
+        (["--port", "1"], "'--port' is no command. One comes first: octavo serve --port 1"),
+        (["a/b"], "'a/b' is no command. One comes first: octavo serve a/b"),
         (["serve", "--prot", "1"], "Unknown flag --prot. Did you mean --port?"),
         (["serve", "a", "b"], "Unexpected word 'b' after the model."),
         (["serve", "a", "--model", "b"], "Two models named: a and b."),

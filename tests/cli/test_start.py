@@ -22,7 +22,7 @@ def test_the_bundled_model_is_announced(capsys: pytest.CaptureFixture[str]) -> N
     config = config_of("--enforce-eager", {})
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("--enforce-eager: accepted;")
-    assert err[1].startswith("No model named: using the bundled pocket model")
+    assert err[1].startswith("No model named: the bundled pocket model answers")
     assert len(err) == 2
     assert config.model is None
 

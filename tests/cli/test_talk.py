@@ -38,6 +38,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        if body["model"] == "thinks":
+            for thought in ("Hm, ", "well."):
+                self.wfile.write(
+                    b'data: {"choices": [{"delta": {"reasoning": "%s"}}]}\n\n' % thought.encode()
+                )
         for piece in ("Hel", "lo é"):
             choice = {"delta": {"content": piece}} if "messages" in body else {"text": piece}
             self.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
@@ -93,6 +98,28 @@ def test_quick_chat(server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[s
     assert body["stream"] is True
     assert "max_tokens" not in body
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize("command", ["chat", "run"])
+def test_a_question_behind_the_model(
+    command: str, server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in `ollama run MODEL QUESTION`; with --url the first word is the server's model."""
+    assert run([command, "second", "Hi you", "--url", url_of(server)]) == 0
+    assert capsys.readouterr().out == "Hello é\n"
+    ((path, body, _),) = Handler.bodies
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["messages"]) == ("second", [{"role": "user", "content": "Hi you"}])
+    assert run([command, "second", "Hi", "you", "--url", url_of(server)]) == 2
+    assert "a text of several words wants quotation marks" in capsys.readouterr().err
+
+
+def test_thoughts_are_shown_beside_the_answer(
+    server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["chat", "--url", url_of(server), "--model-name", "thinks", "-q", "Hi"]) == 0
+    seen = capsys.readouterr()
+    assert (seen.out, seen.err) == ("Hello é\n", "Hm, well.\n\n")
 
 
 def test_quick_complete(server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,8 +181,10 @@ class FakeModel:
         self.interrupt = False
         self.closed = 0
         self.refuse = False
+        self.asked: list[tuple[int, str]] = []
 
     def chat(self, messages: list[dict[str, Any]], sampling: dict[str, Any]) -> Iterator[str]:
+        self.asked.append((len(messages), messages[-1]["content"]))
         if self.refuse:
             raise BadRequest("too long")
         try:
@@ -187,6 +216,18 @@ def test_ctrl_c_ends_the_answer_and_keeps_the_conversation(monkeypatch: pytest.M
     monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
     assert talk.converse(model) == 0
     assert len(talk.messages) == 6
+
+
+def test_words_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    """Several lines between triple quotes, /clear, /?, /bye; any other line is for the model."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", Keyboard('one\n"""two\nthree\n"""\n/?\n/clear\n/etc\n/bye\nnever\n'))
+    model, talk = FakeModel(), Talk(True, {}, "sys")
+    assert talk.converse(model) == 0
+    assert model.asked == [(2, "one"), (4, "two\nthree"), (2, "/etc")]
+    assert "/clear     forget what was said" in capsys.readouterr().err
 
 
 def test_at_a_terminal_a_refusal_does_not_end_the_session(

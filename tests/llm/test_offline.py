@@ -290,7 +290,7 @@ def test_an_unguarded_script_without_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 3
-    assert "No model named: using the bundled pocket model" in done.stderr
+    assert "No model named: the bundled pocket model answers" in done.stderr
 
 
 def test_sleep_until_woken(engine: ScriptedEngine, preparer: Preparer) -> None:

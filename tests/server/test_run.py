@@ -143,7 +143,8 @@ def test_the_port_is_taken_before_the_model_loads() -> None:
         def load(metrics: Any) -> FakeService:
             raise AssertionError("must not be loaded")
 
-        with pytest.raises(ConfigError, match=str(port)):
+        said = rf"127.0.0.1:{port}: Address already in use\. .*--port {port + 1}, or --port 0"
+        with pytest.raises(ConfigError, match=said):
             serve(load, ServerSettings(port=port))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_local_paths_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(ConfigError, match="neither a folder or file here nor a hub id"):
+        resolve_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B/tree/main", "Give the id alone: Qwen/Qwen2.5-0.5B."),
+        ("https://www.modelscope.cn/models/qwen/qwen2-0.5b", "Give the id alone: qwen/qwen2-0.5b."),
+        ("llama3.2:1b", "Names of Ollama's library are not known here"),
+        ("./absent", "Give the path of a model folder"),
+    ],
+)
+def test_what_to_type_instead(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(hint)):
         resolve_model(name)
 
 
