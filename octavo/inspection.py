@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from octavo.build.load import load
 from octavo.build.outline import Outline, outline
@@ -25,6 +26,7 @@ from octavo.models import names, registry
 from octavo.pipeline.gguf_tokenizer import gguf_templates
 from octavo.pipeline.vocab import read_json
 from octavo.runner.memory import CacheBudget, bytes_per_token
+from octavo.weights import web
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.dummy import DummyWeights
 from octavo.weights.gguf import GgufCheckpoint, open_gguf
@@ -145,20 +147,27 @@ def inspect(config: EngineConfig) -> Report:
     if config.model is None or _is_here(config.model):
         _fill(report, config, POCKET if config.model is None else resolve_model(config.model))
         return report
-    if offline():
-        folder = resolve_model(config.model, revision=config.revision, download_dir=config.download_dir)
+    if page := web.on_hub(config.model):
+        config = replace(config, model=page[0], revision=config.revision or page[1])
+    url = web.is_url(name := str(config.model))
+    if offline() and not url:
+        folder = resolve_model(name, revision=config.revision, download_dir=config.download_dir)
         _fill(report, config, folder)
         return report
     with TemporaryDirectory(prefix="octavo-inspect-") as made:
-        path = stand_in(
-            config.model,
-            Path(made),
-            revision=config.revision,
-            download_dir=config.download_dir,
-            hf_token=config.hf_token,
-        )
+        path = web.stand_in(name, Path(made)) if url else _from_hub(config, Path(made))
         _fill(report, config, path)
     return report
+
+
+def _from_hub(config: EngineConfig, into: Path) -> Path:
+    return stand_in(
+        str(config.model),
+        into,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        hf_token=config.hf_token,
+    )
 
 
 def _is_here(name: str) -> bool:

@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "weights"))
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 from fake_hub import FakeHub
+from fake_site import FakeSite
 from family_cases import Case, make
 from writers import encode
 
@@ -127,6 +128,22 @@ def test_a_hub_gguf(folder: Path, hub: FakeHub, tmp_path: Path) -> None:
         inspect(config(f"{NAME}:Q4_K_M"))
     with pytest.raises(CheckpointError, match="1 GGUF files"):
         inspect(config(NAME))
+
+
+def test_a_url(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "tiny.gguf", "q8_0")
+    site = FakeSite()
+    try:
+        site.pages = {f"/m/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        site.pages |= {name: (tmp_path / "tiny.gguf").read_bytes() for name in ("/tiny.gguf", "/blobs/1")}
+        for path, local in (("/m", folder), ("/tiny.gguf", tmp_path / "tiny.gguf")):
+            report = inspect(config(site.url + path))
+            assert report.runs, report.why_not
+            assert facts(report) == facts(inspect(config(local)))
+            assert report.model == site.url + path
+        assert inspect(config(f"{site.url}/blobs/1")).storage == "GGUF", "known by its first bytes"
+    finally:
+        site.close()
 
 
 def damaged(folder: Path, into: Path, **changes: Any) -> Path:

@@ -30,6 +30,7 @@ _IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
 """Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 """Of a module of sentence-transformers; a pooling module has the first alone."""
+_MOST_MODULES = 20
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
 _HUB_ID = re.compile(rf"{_PART}(?:/{_PART})?")
 GGUF_NAME = re.compile(r"([^:]+/[^:]+):([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
@@ -85,7 +86,7 @@ def modules_in(folder: Path) -> list[str]:
         modules = json.loads((folder / "modules.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return []
-    listed = modules if isinstance(modules, list) else []
+    listed = modules[:_MOST_MODULES] if isinstance(modules, list) else []
     paths = [module.get("path") for module in listed if isinstance(module, dict)]
     return [path for path in paths if isinstance(path, str) and re.fullmatch(_PART, path)]
 

@@ -1,7 +1,6 @@
 """The headers of a model on Hugging Face, without its weights: HTTP ranges of the files' beginnings.
 
-They are put into a stand-in of the model: a folder with its text files, and weight files of full size that
-hold their headers and are otherwise holes, which take no room. Whatever reads headers reads it as any folder.
+They are put into a stand-in of the model: a folder with its text files and stand-ins of its weight files.
 """
 
 from __future__ import annotations
@@ -16,16 +15,12 @@ from typing import Any
 
 from octavo.config.environment import read_environment
 from octavo.errors import CheckpointError, ConfigError
-from octavo.weights.gguf import Beginning, GgufFile, Truncated, header_bytes, shards
+from octavo.weights import headers
+from octavo.weights.gguf import shards
 from octavo.weights.hub import GGUF_NAME, TEXT_FILES, check_id, modules_in, one_sentence, resolve_model
 
-_FIRST_BYTES = 1 << 18
-"""Asked for at first: as much as most safetensors headers have."""
-_MOST_BYTES = 1 << 28
 _TIMEOUT_S = 30
 _CONNECTIONS = 8
-_SMALL_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors of a GGUF file that are read with its hyper-parameters."""
 
 
 def stand_in(
@@ -66,7 +61,7 @@ def stand_in(
                 if path.name in modules or any(fnmatch(path.name, pattern) for pattern in TEXT_FILES):
                     (folder / path.name).symlink_to(path.resolve())
         with ThreadPoolExecutor(_CONNECTIONS, "octavo-headers") as pool:
-            list(pool.map(lambda file: hub.header(file, folder), files))
+            list(pool.map(lambda file: headers.stand_in(hub, file, folder / file), files))
     return folder / files[0] if wanted else folder
 
 
@@ -123,33 +118,13 @@ class _Repository:
         sizes = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
         return cls(name, commit, endpoint, dict(build_hf_headers(token=token)), sizes)
 
-    def header(self, file: str, folder: Path) -> None:
-        """The stand-in of one file."""
+    def begin(self, file: str, nbytes: int) -> tuple[bytes, int]:
         if file not in self.sizes:
             raise CheckpointError(f"{self.name} lacks {file}.", hint="Is the repository complete?")
         size = self.sizes[file]
-        target = folder / file
-        content = self.read(file, 0, min(_FIRST_BYTES, size))
-        needed = _needed(target, content, size)
-        while needed > len(content):
-            content += self.read(file, len(content), needed - len(content))
-            needed = _needed(target, content, size)
-        with target.open("xb") as out:  # a new file: what a link leads to is never written
-            out.write(content[:size])
-            out.truncate(size)
-        if file.endswith(".gguf"):
-            self._small_tensors(file, target)
-
-    def _small_tensors(self, file: str, target: Path) -> None:
-        entries = GgufFile(target).entries
-        with target.open("r+b") as out:
-            for name in _SMALL_TENSORS:
-                if name in entries:
-                    out.seek(entries[name].begin)
-                    out.write(self.read(file, entries[name].begin, entries[name].nbytes))
+        return self.read(file, 0, min(nbytes, size)), size
 
     def read(self, file: str, begin: int, nbytes: int) -> bytes:
-        """Bytes `begin` .. `begin + nbytes - 1` of a file."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import get_session
 
@@ -182,18 +157,3 @@ class _Repository:
                 f"{file} of {self.name} gave {len(content)} bytes from {begin} on, expected {nbytes}."
             )
         return bytes(content[:nbytes])
-
-
-def _needed(path: Path, content: bytes, size: int) -> int:
-    """How many of a file's first bytes hold its header, or may."""
-    if path.suffix == ".gguf":
-        try:
-            return min(header_bytes(Beginning(path, content)), size)
-        except Truncated:
-            needed = len(content) * 4
-    else:
-        needed = 8 + int.from_bytes(content[:8], "little")
-    if len(content) >= size or needed > _MOST_BYTES:
-        # Broken: the reader will say how.
-        return len(content)
-    return min(needed, size)
