@@ -60,7 +60,7 @@ mm-encoder-attn-dtype mm-encoder-fp8-scale-path mm-encoder-fp8-scale-save-path
 mm-encoder-fp8-scale-save-margin interleave-mm-strings? skip-mm-profiling? video-pruning-rate
 video-pruning-method mm-tensor-ipc mm-ipc-gpu-memory-gb mm-device-do-normalize? enable-mm-embeds?
 disable-chunked-mm-input? trust-request-mm-kwargs? enable-prompt-embeds?
-io-processor-plugin logits-processors* enable-return-routed-experts? return-sampling-mask?
+io-processor-plugin enable-return-routed-experts? return-sampling-mask?
 collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
 fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?

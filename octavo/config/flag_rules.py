@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.config.flag_values import bad_value
 from octavo.config.lora import parse_modules
+from octavo.errors import ConfigError
 
 LOAD_FORMATS = ("auto", "safetensors", "pt", "npcache", "dummy")
 _FOREIGN_FORMATS = frozenset(
@@ -167,6 +168,15 @@ def _lora_modules(settings: Settings, value: Any, name: str) -> None:
     settings.engine.setdefault("enable_lora", True)
 
 
+def _logits_processors(settings: Settings, value: Any, name: str) -> None:
+    """vLLM's classes over whole batches of tensors change what is sampled: never left out silently."""
+    raise ConfigError(
+        f"{name}: {', '.join(value)} cannot be used; Octavo's sampler has no classes over whole batches.",
+        hint="Give functions over one sequence's logits in SamplingParams(logits_processors=[...]).",
+        param=name,
+    )
+
+
 RULES: dict[str, Rule] = {
     "hf_token": _hf_token,
     "load_format": _load_format,
@@ -181,4 +191,5 @@ RULES: dict[str, Rule] = {
     "tensor_parallel": _tensor_parallel,
     "logprobs_mode": _logprobs_mode,
     "lora_modules": _lora_modules,
+    "logits_processors": _logits_processors,
 }

@@ -247,6 +247,12 @@ _TEXT = (
         least=-1,
     ),
     Flag("logprobs-mode", "str", "rule.logprobs_mode", "What logprobs hold; only raw_logprobs."),
+    Flag(
+        "logits-processors",
+        "words",
+        "rule.logits_processors",
+        "Refused: programs give functions in SamplingParams instead.",
+    ),
     Flag("return-tokens-as-token-ids", "bool", "server.return_tokens_as_token_ids", "Tokens as token_id:N."),
 )
 _SERVER = (

@@ -123,7 +123,8 @@ def _words(value: Any) -> tuple[str, ...]:
         return _words_of_text(value)
     words: list[str] = []
     for item in value:
-        words.extend(_words_of_text(item) if isinstance(item, str) else [json.dumps(item)])
+        known = item.__name__ if isinstance(item, type) else item
+        words.extend(_words_of_text(known) if isinstance(known, str) else [json.dumps(known)])
     return tuple(words)
 
 

@@ -124,7 +124,7 @@ def check(sampling: SamplingParams, max_logprobs: int) -> None:
 _NOT_TOGETHER = (
     *("best_of", "stop", "stop_token_ids", "structured_outputs", "allowed_token_ids", "bad_words"),
     *("logit_bias", "min_tokens", "prompt_logprobs", "truncate_prompt_tokens", "thinking_token_budget"),
-    *("repetition_detection", "logprob_token_ids", "prompt_logprob_token_ids"),
+    *("repetition_detection", "logprob_token_ids", "prompt_logprob_token_ids", "logits_processors"),
 )
 
 

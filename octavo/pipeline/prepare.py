@@ -391,6 +391,7 @@ class Preparer:
                 dict.fromkeys(in_vocab("allowed_token_ids", params.allowed_token_ids or (), vocab))
             ),
             bad_words=self._bad_words(params.bad_words or ()),
+            processors=tuple(params.logits_processors or ()),
         )
 
     def _bias(self, params: SamplingParams) -> tuple[tuple[int, float], ...]:

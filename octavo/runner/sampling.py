@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.runner.masks import Masks
+from octavo.runner.processors import Processors
 from octavo.types.engine import NOT_FINITE, NOTHING_TO_DRAW, SamplingSpec, TokenLogprobs
 from octavo.types.grammar import Grammar
 
@@ -68,6 +69,7 @@ class Sampler:
         """Rows that want the log-probabilities of tokens by their ids."""
         self._pool = pool
         self._masks = Masks(rows)
+        self._processors = Processors()
         self._sample, self._score = _functions(native)
 
     def add(
@@ -103,10 +105,13 @@ class Sampler:
             self._edits[row] = edits
         if grammar is not None:
             self._masks.add(row, grammar, edits.ends, output)
+        if spec.processors:
+            self._processors.add(row, spec.processors, prompt, output)
 
     def remove(self, row: int) -> None:
         """Forget a row; an unknown one is fine."""
         self._masks.remove(row)
+        self._processors.remove(row)
         self._edits.pop(row, None)
         self._with_logprobs.discard(row)
         self._named.pop(row, None)
@@ -118,6 +123,32 @@ class Sampler:
         The logits are as before afterwards, but must not be read meanwhile: rows are edited in place.
         """
         logits = np.require(logits, np.float32, _WRITABLE)
+        if self._processors:
+            return self._sample_processed(logits, rows, stats)
+        return self._sample_rows(logits, rows, stats)
+
+    def _sample_processed(self, logits: Logits, rows: Sequence[int], stats: Any) -> list[Drawn]:
+        """The same where some rows have functions that change their logits first. What is told of tokens is
+        told of the logits as they were.
+        """
+        before, errors = self._processors.apply(logits, rows)
+        drawn = self._sample_rows(logits, rows, None if before else stats)
+        for i, raw in before:
+            row, one, logits[i] = rows[i], drawn[i], raw
+            if row in errors:
+                drawn[i] = Drawn(-1, None, errors[row])
+            elif one.error is None:
+                self._processors.push(row, one.token)
+                if one.logprobs is not None:
+                    drawn[i] = one._replace(logprobs=self._told(raw, row, one.token))
+        return drawn
+
+    def _told(self, x: Logits, row: int, token: int) -> TokenLogprobs:
+        """What is told of a row's token, from its logits x [vocab]."""
+        answers = self._score(x[None], np.array([token], np.int32), int(self._integers[_LOGPROBS, row]), None)
+        return self._described(x, answers, 0, row, token)
+
+    def _sample_rows(self, logits: Logits, rows: Sequence[int], stats: Any) -> list[Drawn]:
         slots = np.asarray(rows, np.int32)
         changes = self._changes(rows) if self._edits else _PLAIN
         masks = (self._masks.bits(rows),) if self._masks else ()
@@ -178,10 +209,12 @@ class Sampler:
             return Drawn(token, None, ERRORS[int(answers[1][i])])
         if row not in self._with_logprobs:
             return Drawn(token)
+        return Drawn(token, self._described(logits[i], answers, i, row, token))
+
+    def _described(self, x: Logits, answers: Answers, i: int, row: int, token: int) -> TokenLogprobs:
+        """The log-probabilities that `row` wants beside its token, whose logits are x [vocab]."""
         entry, ids = _described(answers, i, token), self._named.get(row)
-        if ids is None:
-            return Drawn(token, entry)
-        return Drawn(token, _joined_by(entry, ids, named_logprobs(logits[i], ids), ranks_of(logits[i], ids)))
+        return entry if ids is None else _joined_by(entry, ids, named_logprobs(x, ids), ranks_of(x, ids))
 
     def _record(self, rows: Sequence[int], tokens: list[int]) -> None:
         """Tell the rows that have edits what they drew."""

@@ -54,6 +54,8 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Empty: every token is allowed."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Token sequences that may not be completed."""
+    processors: tuple[Any, ...] = ()
+    """The caller's own functions over logits: see runner.processors."""
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,6 +118,9 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     guided_decoding: Any = None
     """The name that structured_outputs had in older releases."""
     logits_processors: list[Any] | None = None
+    """Functions fn(output ids, logits) or fn(prompt ids, output ids, logits) that give the logits to sample
+    from, in programs only; logits are float32 [vocab], a tensor where the function's module imports torch.
+    """
     truncate_prompt_tokens: int | None = None
     """Keep only this many of the prompt's last tokens; -1: as many as the context holds."""
     use_beam_search: bool = False
@@ -217,6 +220,9 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
         if self.logit_bias is not None:
             self.logit_bias = _bias(self.logit_bias)
         self._verify_logprob_ids()
+        for function in self.logits_processors or ():
+            if not callable(function):
+                _refuse("logits_processors", function, "a list of functions")
 
     def _verify_logprob_ids(self) -> None:
         """The tokens whose log-probabilities are wanted by name, and where those of the prompt begin."""
@@ -303,7 +309,6 @@ _SWITCHES = (
 )
 
 _NOT_YET = (
-    "logits_processors",
     "watermarking",
     "trace_decode_token_ids",
     "routed_experts_prompt_start",

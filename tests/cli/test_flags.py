@@ -189,6 +189,7 @@ def test_one_notice_however_often_a_flag_is_given(table: Table) -> None:
         ("--pipeline-parallel-size 2", "--pipeline-parallel-size: 2 is not possible here"),
         ("-dp 4", "-dp: 4 is not possible here"),
         ("--zzzzzz", "Unknown flag --zzzzzz."),
+        ("--logits-processors a.b:C d:E", "--logits-processors: a.b:C, d:E cannot be used"),
         ("--port 65536", "--port: '65536' is not accepted; give a number from 0 to 65535."),
         ("--max-num-seqs 0", "--max-num-seqs: '0' is not accepted; give a number from 1."),
         ("--max-model-len 0", "--max-model-len: '0' is not accepted"),
@@ -219,6 +220,8 @@ def test_keywords_of_python(table: Table) -> None:
     assert [line.split(":")[0] for line in settings.notices] == ["compilation_config"]
     with pytest.raises(TypeError, match=r"Unknown argument 'max_modell_len'\. Did you mean max_model_len\?"):
         from_keywords({"max_modell_len": 1}, table)
+    with pytest.raises(ConfigError, match="logits_processors: Table cannot be used"):
+        from_keywords({"logits_processors": [Table]}, table)
     with pytest.raises(ConfigError, match=r"max_model_len: 2\.5 is not accepted"):
         from_keywords({"max_model_len": 2.5}, table)
 

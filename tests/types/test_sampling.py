@@ -177,6 +177,7 @@ def test_normal_forms() -> None:
         ({"prompt_logprob_token_ids": [1], "prompt_logprobs": 1}, "prompt_logprob_token_ids"),
         ({"prompt_logprob_start": -1}, "prompt_logprob_start"),
         ({"flat_logprobs": 1}, "flat_logprobs"),
+        ({"logits_processors": ["module:Class"]}, "logits_processors"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"skip_special_tokens": "no"}, "skip_special_tokens"),
         ({"output_kind": 1}, "output_kind"),
@@ -194,7 +195,7 @@ def test_bad_values_name_their_field(kwargs: dict[str, Any], field: str) -> None
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"logits_processors": [abs]},
+        {"watermarking": {"key": 1}},
     ],
 )
 def test_features_that_are_not_there_are_refused_by_name(kwargs: dict[str, Any]) -> None:
