@@ -15,7 +15,7 @@ import msgspec
 
 from octavo.pipeline.marks import Body, CallMarks
 from octavo.pipeline.rules import TEXT, Rules
-from octavo.pipeline.schema import Options, check_depth, subschemas
+from octavo.pipeline.schema import Options, check_depth, check_part, subschemas
 from octavo.pipeline.values import plain
 from octavo.types.job import ChatOptions
 
@@ -201,6 +201,7 @@ def _parameters(function: Mapping[str, Any], root: str) -> dict[str, Any]:
     schema.pop("$id", None)
     schema["type"] = "object"
     for part in subschemas(schema):
+        check_part(part)
         ref = part.get("$ref")
         if isinstance(ref, str) and ref.startswith("#"):
             part["$ref"] = root + ref[1:]

@@ -73,11 +73,7 @@ def prepared(schema: Any, options: Options) -> Any:
     if len(encoded) > MAX_BYTES:
         raise BadRequest(f"The schema has {len(encoded)} bytes; the limit is {MAX_BYTES}.")
     for part in subschemas(schema):
-        properties = part.get("properties")
-        if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
-            raise BadRequest(
-                f"The schema has an object of {len(properties)} properties; the limit is {_MAX_PROPERTIES}."
-            )
+        check_part(part)
     schema = msgspec.json.decode(encoded)
     for part in list(subschemas(schema)):
         as_any_of(part, schema)
@@ -106,6 +102,18 @@ def subschemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for name in _SINGLE:
             inner = part.get(name)
             waiting += inner if isinstance(inner, list) else [inner]
+
+
+def check_part(part: dict[str, Any]) -> None:
+    """Refuse a schema of too many properties and one with something else in the place of a list."""
+    properties = part.get("properties")
+    if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
+        raise BadRequest(
+            f"The schema has an object of {len(properties)} properties; the limit is {_MAX_PROPERTIES}."
+        )
+    for name in (*_LISTS, "enum"):
+        if not isinstance(part.get(name, []), list):
+            raise BadRequest(f"{name} in a schema is a list, not {_kind(part[name])}.")
 
 
 def check_depth(value: Any) -> None:

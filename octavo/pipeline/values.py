@@ -132,10 +132,18 @@ def _text(rules: Rules, part: Mapping[str, Any], tags: Tags) -> str:
         if not all(isinstance(value, str) and value.strip() == value and value for value in values):
             raise Unheld
         return f"({' | '.join(map(literal, values))}) {rules.written(tags.layout + tags.value_end)}"
-    low, high = part.get("minLength", 0), part.get("maxLength", "")
-    if not low and high == "":
+    low, high = _bounds(part, "minLength", "maxLength")
+    if not low and high is None:
         return _free(rules, tags)
-    return rules.until(tags.layout + tags.value_end, f"/[^<\\n]{{{low},{high}}}/")
+    return rules.until(tags.layout + tags.value_end, f"/[^<\\n]{{{low},{'' if high is None else high}}}/")
+
+
+def _bounds(part: Mapping[str, Any], least: str, most: str) -> tuple[int, int | None]:
+    """The numbers of two keywords; 0 and None where they are not there. Raises Unheld."""
+    low, high = part.get(least, 0), part.get(most)
+    if type(low) is not int or (most in part and type(high) is not int):
+        raise Unheld
+    return low, high
 
 
 def python_value(rules: Rules, part: Any, root: Mapping[str, Any]) -> str:
@@ -180,7 +188,7 @@ def _options(part: Mapping[str, Any]) -> list[Any]:
 
 def _braced_list(rules: Rules, part: Mapping[str, Any], item: str) -> str:
     """A list between brackets."""
-    low, high = part.get("minItems", 0), part.get("maxItems")
+    low, high = _bounds(part, "minItems", "maxItems")
     one = rules.rule(item)
     if high == 0:
         return '"[]"'

@@ -94,6 +94,9 @@ def test_strings_of_json_hold_no_raw_control_characters(byte_tokenizer: Tokenize
         ({"json": {"$ref": "http://localhost/schema"}}, "json", "http://localhost/schema"),
         ({"json": "{"}, "json", "no JSON"),
         ({"json": "[1]"}, "json", "a list"),
+        ({"json": {"format": "date", "allOf": 5}}, "json", "allOf in a schema is a list, not a number"),
+        ({"json": {"items": {"enum": None}}}, "json", "enum in a schema is a list, not null"),
+        ({"json": {"oneOf": [{"const": 1}], "anyOf": [], "allOf": {}}}, "json", "allOf in a schema"),
         (
             {"json": {"type": "object", "not": {}, "x-guidance": {"lenient": True}}},
             "json",

@@ -14,6 +14,7 @@ from parser_replies import ONE_CALL, Reply
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
+from octavo.errors import BadRequest
 from octavo.parsers.detect import reply_format
 from octavo.parsers.parser import Ask
 from octavo.pipeline.grammar import Grammars
@@ -241,3 +242,14 @@ def test_braces_inside_braces() -> None:
         assert not fits("gemma4", "required", text.replace(*wrong), tools=tools)
     [call] = Reply(reply_format("gemma4", "none", None), Ask(tools=tools, only_calls=True), [text]).calls
     assert json.loads(call["arguments"]) == {"stops": [{"at": "x", "n": None}, {"n": 3}]}
+
+
+@pytest.mark.parametrize("name", sorted(CALL_MARKS))
+def test_schemas_that_are_none_are_refused(name: str) -> None:
+    for kind in ("string", "array"):
+        own = {"string": ({"minLength": "a"}, {"maxLength": None}), "array": ({"minItems": "a"},)}
+        for odd in ({"enum": 5}, {"anyOf": 5}, {"oneOf": {}}, *own[kind]):
+            part = {"type": kind, "items": {"type": "string"}, **odd}
+            tools = (tool("weather", {"type": "object", "properties": {"a": part}, "required": ["a"]}),)
+            with pytest.raises(BadRequest, match=next(iter(odd))):
+                grammar(name, "required", tools)
