@@ -147,31 +147,22 @@ _GLM = Tags(
     value_end="</arg_value>",
     stops=("<arg_key>", "</tool_call>"),
 )
-_DSML = Tags(
-    name_end='">\n',
-    key='<｜DSML｜parameter name="',
-    key_end='" string="true">',
-    key_end_of_json='" string="false">',
-    value_end="</｜DSML｜parameter>",
-    stops=('<｜DSML｜parameter name="', "</｜DSML｜invoke>"),
-    end="</｜DSML｜invoke>",
-)
-_INVOKE = Tags(
-    name_end='">\n',
-    key='<parameter name="',
-    key_end='">',
-    value_end="</parameter>",
-    stops=('<parameter name="', "</invoke>"),
-    end="</invoke>",
-)
-_STEP = Tags(
-    name_end='">',
-    key='<steptml:parameter name="',
-    key_end='">',
-    value_end="</steptml:parameter>",
-    stops=('<steptml:parameter name="', "</steptml:invoke>"),
-    end="</steptml:invoke>",
-)
+
+
+def _invoke(space: str, **other: str) -> Tags:
+    """``<invoke name="...">`` and ``<parameter name="...">``, with `space` before the words."""
+    key, end = f'<{space}parameter name="', f"</{space}invoke>"
+    tags = Tags(
+        name_end='">\n',
+        key=key,
+        key_end='">',
+        value_end=f"</{space}parameter>",
+        stops=(key, end),
+        end=end,
+    )
+    return msgspec.structs.replace(tags, **other)
+
+
 _DEEPSEEK = CallMarks(
     begin="<｜tool▁call▁begin｜>",
     end="<｜tool▁call▁end｜>",
@@ -232,12 +223,12 @@ CALL_MARKS: dict[str, CallMarks] = {
     "deepseek_v32": CallMarks(
         begin='<｜DSML｜invoke name="',
         outer=("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
-        body=tagged("", _DSML),
+        body=tagged("", _invoke("｜DSML｜", key_end='" string="true">', key_end_of_json='" string="false">')),
     ),
     "minimax_m2": CallMarks(
         begin='<invoke name="',
         outer=("<minimax:tool_call>", "</minimax:tool_call>"),
-        body=tagged("", _INVOKE),
+        body=tagged("", _invoke("")),
     ),
     "minimax_m3": CallMarks(
         begin=f'{_M3}<invoke name="',
@@ -254,7 +245,7 @@ CALL_MARKS: dict[str, CallMarks] = {
         begin='<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="',
         end="<｜tool_call_end｜>",
         outer=("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),
-        body=tagged("", _STEP),
+        body=tagged("", _invoke("steptml:", name_end='">')),
         optional=False,
     ),
     "pythonic": CallMarks(listed=True, body=_python, optional=False),
