@@ -22,14 +22,17 @@ class Running:
         port = 0 if self._settings.uds else self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.port = port
+        self.service: Any = None
         self._ready = threading.Event()
         self._error: BaseException | None = None
 
         def load(metrics: Any) -> Any:
             if callable(service):
-                return service(metrics)
-            service.recorder = metrics
-            return service
+                self.service = service(metrics)
+            else:
+                self.service = service
+                service.recorder = metrics
+            return self.service
 
         self._runner = _Runner(load, self._settings, self._listener, lambda url: self._ready.set())
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,4 +59,17 @@ class Running:
         self._loop.call_soon_threadsafe(self._runner._stop.set)
         self._thread.join(LIMIT_S)
         self._listener.close()
+        self.service = None
         assert not self._thread.is_alive()
+
+
+def pocket(*, dev_mode: bool = False, **config: Any) -> Running:
+    """A server of the bundled model; it needs the extension."""
+    from octavo import launch
+    from octavo.config.engine import EngineConfig
+
+    def load(metrics: Any) -> Any:
+        small = {"kv_cache_memory_bytes": 16 << 20, "max_num_seqs": 32, "threads": 1, "quiet": True}
+        return launch.service(launch.build(EngineConfig(**{**small, **config})), metrics)
+
+    return Running(load, dev_mode=dev_mode)

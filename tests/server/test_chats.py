@@ -10,10 +10,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
+from running import LIMIT_S, pocket
 
 CHATS = [
     [{"role": "user", "content": "Why is the sky blue?"}],
@@ -24,11 +21,7 @@ GREEDY = {"model": "pocket", "max_tokens": 8, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=8, threads=1, quiet=True)
-        return launch.service(launch.build(config), metrics)
-
-    with Running(load) as running:
+    with pocket() as running:
         yield running.url
 
 

@@ -14,10 +14,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
+from running import LIMIT_S, pocket
 
 SCHEMA = {
     "type": "object",
@@ -32,18 +29,7 @@ LIMITS = (1, 9, 24, 50)
 @pytest.fixture(scope="module", params=["none", "hermes", "qwen3_coder"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Servers that write calls in plain JSON, in marks around JSON, in tags."""
-
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(
-            kv_cache_memory_bytes=16 << 20,
-            max_num_seqs=8,
-            threads=1,
-            quiet=True,
-            tool_call_parser=request.param,
-        )
-        return launch.service(launch.build(config), metrics)
-
-    with Running(load) as running:
+    with pocket(tool_call_parser=request.param) as running:
         yield running.url
 
 

@@ -17,10 +17,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
+from running import LIMIT_S, Running, pocket
 
 ASK: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 PERSON = {
@@ -51,11 +48,7 @@ TOOLS: Any = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=32, threads=1, quiet=True)
-        return launch.service(launch.build(config), metrics)
-
-    with Running(load) as running:
+    with pocket() as running:
         yield running
 
 

@@ -13,10 +13,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
+from running import LIMIT_S, Running, pocket
 
 BAD: list[dict[str, Any]] = [
     {"n": 0},
@@ -33,20 +30,8 @@ BAD: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def services() -> Iterator[list[Any]]:
-    made: list[Any] = []
-    yield made
-    made.clear()
-
-
-@pytest.fixture(scope="module")
-def server(services: list[Any]) -> Iterator[Running]:
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=32, threads=1, quiet=True)
-        services.append(launch.service(launch.build(config), metrics))
-        return services[0]
-
-    with Running(load) as running:
+def server() -> Iterator[Running]:
+    with pocket() as running:
         yield running
 
 
@@ -104,8 +89,8 @@ def test_best_of(server: Running) -> None:
     assert sums == sorted(sums, reverse=True)
 
 
-def test_bad_requests_disturb_nobody_and_nothing_leaks(server: Running, services: list[Any]) -> None:
-    free = idle(services[0]).blocks_free
+def test_bad_requests_disturb_nobody_and_nothing_leaks(server: Running) -> None:
+    free = idle(server.service).blocks_free
     good = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True, "stream": True, "temperature": 0}
 
     async def stream(client: httpx.AsyncClient) -> str:
@@ -136,4 +121,4 @@ def test_bad_requests_disturb_nobody_and_nothing_leaks(server: Running, services
         "".join(part.partition('"text":"')[2].partition('"')[0] for part in t.split("data: ")) for t in texts
     }
     assert len(plain) == 1, "greedy answers are the same whatever goes on beside them"
-    assert idle(services[0]).blocks_free == free
+    assert idle(server.service).blocks_free == free

@@ -15,12 +15,9 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
+from running import LIMIT_S, Running, pocket
 from test_schema import Checker
 from test_schema import check as check_openai
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
 
 MODEL = "pocket"
 HI: Any = [{"role": "user", "content": "天空为什么是蓝色的？"}]
@@ -35,17 +32,9 @@ class Paint(pydantic.BaseModel):
     sure: bool
 
 
-def serve(**more: Any) -> Running:
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=32, threads=1, quiet=True, **more)
-        return launch.service(launch.build(config), metrics)
-
-    return Running(load)
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serve() as running:
+    with pocket() as running:
         yield running
 
 
@@ -104,7 +93,7 @@ def test_calls_parsed_into_models(oai: openai.OpenAI, choice: Any) -> None:
 
 
 def test_embeddings_of_the_bundled_model() -> None:
-    with serve(runner="pooling", convert="embed") as running:
+    with pocket(runner="pooling", convert="embed") as running:
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", timeout=LIMIT_S) as client:
             made = client.embeddings.create(model=MODEL, input=["a b", "c"])
             assert [one.index for one in made.data] == [0, 1]

@@ -13,31 +13,18 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
+from running import LIMIT_S, Running, pocket
 from test_anthropic import check as check_anthropic
 from test_anthropic import events_of as anthropic_events
 from test_responses import check, check_event, events_of
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
 
 ASK = "天空为什么是蓝色的？"
 GREEDY: Any = {"model": "pocket", "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def services() -> list[Any]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def server(services: list[Any]) -> Iterator[Running]:
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(kv_cache_memory_bytes=16 << 20, max_num_seqs=32, threads=1, quiet=True)
-        services.append(launch.service(launch.build(config), metrics))
-        return services[0]
-
-    with Running(load, dev_mode=True) as running:
+def server() -> Iterator[Running]:
+    with pocket(dev_mode=True) as running:
         yield running
 
 
@@ -168,7 +155,7 @@ def test_a_call_that_is_demanded_is_made_and_fits_its_schema(server: Running) ->
     Color.model_validate(block.input)
 
 
-def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running, services: list[Any]) -> None:
+def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running) -> None:
     with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
         asked = "Tell me about the sea, the sky and the stars above them. " * 3
 
@@ -194,8 +181,8 @@ def test_a_conversation_hits_the_cache_and_reset_empties_it(server: Running, ser
         assert after["output"][0]["content"] == before["output"][0]["content"]
 
 
-def test_nothing_leaks(server: Running, services: list[Any]) -> None:
-    free = services[0].stats().blocks_free
+def test_nothing_leaks(server: Running) -> None:
+    free = server.service.stats().blocks_free
     long: Any = {**GREEDY, "max_output_tokens": 400, "ignore_eos": True}
     with httpx.Client(base_url=server.url, timeout=LIMIT_S) as http:
         made = http.post("/v1/responses", json={"input": "x", "background": True, **long}).json()
@@ -204,8 +191,8 @@ def test_nothing_leaks(server: Running, services: list[Any]) -> None:
         ended = http.post(f"/v1/responses/{made['id']}/cancel").json()
         assert ended["status"] in ("cancelled", "incomplete")
         for _ in range(2000):
-            stats = services[0].stats()
+            stats = server.service.stats()
             if not stats.running + stats.waiting:
                 break
             time.sleep(0.005)
-    assert services[0].stats().blocks_free == free
+    assert server.service.stats().blocks_free == free

@@ -12,10 +12,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running
-
-from octavo import launch
-from octavo.config.engine import EngineConfig
+from running import LIMIT_S, pocket
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -29,20 +26,8 @@ TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = Path(tmp_path_factory.mktemp("template")) / "thinks.jinja"
     path.write_text(TEMPLATE, encoding="utf-8")
-
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(
-            kv_cache_memory_bytes=16 << 20,
-            max_num_seqs=8,
-            threads=1,
-            quiet=True,
-            chat_template=str(path),
-            reasoning_parser="qwen3",
-            tool_call_parser="hermes",
-        )
-        return launch.service(launch.build(config), metrics)
-
-    with Running(load) as running:
+    config = {"chat_template": str(path), "reasoning_parser": "qwen3", "tool_call_parser": "hermes"}
+    with pocket(**config) as running:
         yield running.url
 
 
