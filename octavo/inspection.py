@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +19,11 @@ from octavo.build.outline import Outline, outline
 from octavo.config import machine
 from octavo.config.arch import Arch
 from octavo.config.engine import EngineConfig
-from octavo.config.model_path import check_model_path, gguf_in
+from octavo.config.model_path import check_model_path, gguf_in, is_adapter
 from octavo.errors import CheckpointError, OctavoError, OutOfMemory
 from octavo.launch import POCKET, STEP_TOKENS, context_limit
 from octavo.layers.decoder import Decoder
+from octavo.lora.report import AdapterReport, base_of, report_on
 from octavo.models import names, registry
 from octavo.pipeline.gguf_tokenizer import gguf_templates
 from octavo.pipeline.vocab import read_json
@@ -137,27 +139,47 @@ class Report:
         return made
 
 
-def inspect(config: EngineConfig) -> Report:
-    """The report on `config.model`, a path or a hub id, whose weights are not downloaded.
+def inspect(config: EngineConfig, base: str | None = None) -> Report | AdapterReport:
+    """The report on `config.model`, a path, a hub id or a URL, whose weights are not downloaded.
 
-    What keeps it from running here is in the report. Raises OctavoError where nothing can be said: no such
-    model, a broken header, a hub that does not answer.
+    `base`: the model that an adapter shall fit. What keeps it from running here is in the report. Raises
+    OctavoError where nothing can be said: no such model, a broken header, a hub that does not answer.
     """
-    report = Report(config.model or "pocket")
+    with _opened(config) as path:
+        if is_adapter(path):
+            return _adapter(config, path, base)
+        report = Report(config.model or "pocket")
+        _fill(report, config, path)
+    return report
+
+
+@contextmanager
+def _opened(config: EngineConfig) -> Iterator[Path]:
+    """The model's folder or file; a stand-in for one that is somewhere else."""
     if config.model is None or _is_here(config.model):
-        _fill(report, config, POCKET if config.model is None else resolve_model(config.model))
-        return report
+        yield POCKET if config.model is None else resolve_model(config.model)
+        return
     if page := web.on_hub(config.model):
         config = replace(config, model=page[0], revision=config.revision or page[1])
     url = web.is_url(name := str(config.model))
     if offline() and not url:
-        folder = resolve_model(name, revision=config.revision, download_dir=config.download_dir)
-        _fill(report, config, folder)
-        return report
+        yield resolve_model(name, revision=config.revision, download_dir=config.download_dir)
+        return
     with TemporaryDirectory(prefix="octavo-inspect-") as made:
-        path = web.stand_in(name, Path(made)) if url else _from_hub(config, Path(made))
-        _fill(report, config, path)
-    return report
+        yield web.stand_in(name, Path(made)) if url else _from_hub(config, Path(made))
+
+
+def _adapter(config: EngineConfig, path: Path, base: str | None) -> AdapterReport:
+    """The report on an adapter, held against `base`, or the model that it names where that is here."""
+    said = base_of(path)
+    base = base or (said if said and _is_here(said) else None)
+    name, rank = str(config.model), config.max_lora_rank
+    if base is None:
+        return report_on(name, path, None, rank)
+    own = replace(config, model=base, revision=None)
+    with _opened(own) as folder:
+        known = outline(own, folder, read_json)
+        return report_on(name, path, (base, known.decoder, known.dtype), rank)
 
 
 def _from_hub(config: EngineConfig, into: Path) -> Path:

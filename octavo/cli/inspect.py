@@ -11,6 +11,7 @@ from octavo.cli.inspect_flags import INSPECT
 
 if TYPE_CHECKING:
     from octavo.inspection import Memory, Report
+    from octavo.lora.report import AdapterReport
 
 
 def main(command: str, words: Sequence[str]) -> int:
@@ -23,14 +24,30 @@ def main(command: str, words: Sequence[str]) -> int:
 
     log.setup()
     from octavo.config.engine import EngineConfig
-    from octavo.inspection import inspect
+    from octavo.inspection import Report, inspect
 
-    report = inspect(EngineConfig(**settings.engine))
+    report = inspect(EngineConfig(**settings.engine), settings.cli.get("base"))
     if settings.cli.get("json"):
         print(json.dumps(report.plain(), indent=2))
     else:
-        print("\n".join(_lines(report)))
+        print("\n".join(_lines(report) if isinstance(report, Report) else _adapter(report)))
     return 0
+
+
+def _adapter(report: AdapterReport) -> Iterator[str]:
+    yield f"{report.model}: a LoRA adapter for {report.base or 'a base that it does not name'}"
+    alpha = "" if report.alpha is None else f", alpha {report.alpha:g}"
+    yield _row("rank", ", ".join([f"{report.rank}{alpha}", *report.kinds]))
+    yield _row(
+        "adapts", ", ".join(f"{name} ({count})" for name, count in report.modules.items()) or "nothing"
+    )
+    yield _row("parameters", f"{_count(report.parameters)}, {', '.join(report.dtypes)}")
+    yield _row("files", ", ".join(f"{name}, {size(nbytes)}" for name, nbytes in report.files.items()))
+    if report.checked_against is None:
+        yield _row("base", "not looked at: name it with --base MODEL")
+    else:
+        yield _row("base", f"looked at in {report.checked_against}")
+    yield _row("can be served", "yes" if report.runs else f"no. {report.why_not}")
 
 
 def _lines(report: Report) -> Iterator[str]:

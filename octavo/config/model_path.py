@@ -66,6 +66,11 @@ def gguf_in(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a LoRA adapter and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
 def _is_checkpoint(names: list[str]) -> bool:
     return "config.json" in names and any(name.endswith(_WEIGHTS) for name in names)
 

@@ -90,7 +90,7 @@ class AdapterConfig:
 
 def read_config(path: Path, max_rank: int) -> AdapterConfig:
     """The file at `path`. Raises AdapterError for what it asks and Octavo does not do, and for nonsense."""
-    said = _json(path)
+    said = read_json(path)
     kind = said.get("peft_type", "LORA")
     if kind != "LORA":
         raise AdapterError(f"{path}: peft_type is {kind!r}; only LORA adapters are applied.")
@@ -129,7 +129,8 @@ def read_config(path: Path, max_rank: int) -> AdapterConfig:
     )
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a file. Raises AdapterError."""
     try:
         if path.stat().st_size > _LIMIT_BYTES:
             raise AdapterError(f"{path} is larger than {_LIMIT_BYTES} bytes.")

@@ -79,9 +79,7 @@ class AdapterLoader:
         folder = resolve_model(path, allow_patterns=_DOWNLOAD)
         if not (folder / peft.FILE).is_file():
             raise NotFound(f"No adapter found for {path}: there is no {peft.FILE} in {folder}.")
-        weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
-        if weights is None:
-            raise NotFound(f"No adapter found for {path}: it has none of {', '.join(_WEIGHTS)}.")
+        weights = weights_in(folder)
         said = peft.read_config(folder / peft.FILE, self._max_rank)
         free, size = machine.free_memory_bytes(), weights.stat().st_size
         if size > free:
@@ -103,7 +101,7 @@ class AdapterLoader:
         return loaded.parts
 
     def _parts(self, said: AdapterConfig, checkpoint: Checkpoint, file: Path) -> tuple[AdapterParts, int]:
-        sides = _modules(checkpoint, file, self._is_copy)
+        sides = modules_of(checkpoint, file, self._is_copy)
         stacked, plain = _stacked(sides, self._places.stacks)
         chosen = {
             module: tensors
@@ -153,7 +151,15 @@ class AdapterLoader:
         )
 
 
-def _modules(
+def weights_in(folder: Path) -> Path:
+    """The file with an adapter's numbers. Raises NotFound."""
+    weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
+    if weights is None:
+        raise NotFound(f"No adapter found for {folder}: it has none of {', '.join(_WEIGHTS)}.")
+    return weights
+
+
+def modules_of(
     checkpoint: Checkpoint, file: Path, is_copy: Callable[[str, tuple[int, ...]], bool]
 ) -> dict[str, Tensors]:
     """The tensors of each module, by its path; copies of the base left out.
