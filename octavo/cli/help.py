@@ -29,7 +29,7 @@ _USAGE = {
     "bench": "octavo bench throughput|latency|serve [--flag value ...]",
     "convert": "octavo convert SRC DST [--to gguf|safetensors] [--outtype TYPE]",
     "quantize": "octavo quantize SRC DST --scheme int4|int8|w8a8|gptq [--text FILE] [--group-size N]",
-    "inspect": "octavo inspect MODEL [--base MODEL] [--json] [--max-model-len N] [--quantization NAME] [--flag value ...]",
+    "inspect": "octavo inspect MODEL [--base MODEL] [--json] [--max-model-len N] [--flag value ...]",
     "top": "octavo top [URL] [--once] [--interval SECONDS] [--api-key KEY]",
     "collect-env": "octavo collect-env",
 }
