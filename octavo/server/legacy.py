@@ -57,10 +57,10 @@ async def _answer(request: Request, state: State) -> Response:
     if body.stream:
         return Stream(
             _pieces(run, state),
+            state.settings,
             on_close=run.close,
             on_error=_piece_of_error,
             media_type="text/plain; charset=utf-8",
-            stall_s=state.settings.slow_reader_timeout_s,
         )
     async with run:
         prompt = await _prompt_text(run, state)

@@ -29,6 +29,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 
 SSE_DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
+_EVENTS = "text/event-stream; charset=utf-8"
 
 
 async def read_body(request: Request, settings: ServerSettings) -> bytes:
@@ -160,26 +161,26 @@ class Stream(Response):
 
     The client's going away closes the generator within one piece, which aborts the work behind it. A piece
     is only asked for once the one before has been taken over by the socket, so that a slow reader holds up
-    nobody but itself; one that takes nothing for `stall_s` seconds is cut. `on_close` runs in every case.
+    nobody but itself; one that takes nothing for `slow_reader_timeout_s` is cut. Events that are rare come
+    with signs of life between them where the settings want them. `on_close` runs in every case.
     """
 
     def __init__(
         self,
         pieces: AsyncGenerator[bytes, None],
+        settings: ServerSettings,
         *,
         on_close: Callable[[], Awaitable[None]],
         on_error: Callable[[BaseException], bytes] = sse_error,
-        media_type: str = "text/event-stream; charset=utf-8",
+        media_type: str = _EVENTS,
         headers: dict[str, str] | None = None,
-        stall_s: float = 60.0,
-        keep_alive_s: float = 0.0,
         keep_alive: bytes = _COMMENT,
     ) -> None:
         self._pieces = pieces
         self._on_close = on_close
         self._on_error = on_error
-        self._stall_s = stall_s
-        self._keep_alive_s = keep_alive_s
+        self._stall_s = settings.slow_reader_timeout_s
+        self._keep_alive_s = settings.sse_keep_alive_interval if media_type == _EVENTS else 0.0
         self._keep_alive = keep_alive
         self._sending = False
         self._since_s = 0.0

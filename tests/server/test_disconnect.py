@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from octavo.server.settings import ServerSettings
 from octavo.server.wire import Stream
 
 
@@ -208,7 +209,7 @@ def test_pieces_are_not_made_ahead_of_the_reader() -> None:
         async def on_close() -> None:
             closed.set()
 
-        wire = Wire(Stream(pieces(), on_close=on_close, stall_s=0), "/", {})
+        wire = Wire(Stream(pieces(), ServerSettings(slow_reader_timeout_s=0), on_close=on_close), "/", {})
         wire._read = True
         blocked_after = 5
         send = wire._send

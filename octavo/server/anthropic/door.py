@@ -105,11 +105,10 @@ async def _answer(request: Request, state: State) -> Response:
     if body.stream:
         return Stream(
             _events(run, renderer),
+            state.settings,
             on_close=run.close,
             on_error=_error_event,
             headers=headers,
-            stall_s=state.settings.slow_reader_timeout_s,
-            keep_alive_s=state.settings.sse_keep_alive_interval,
             keep_alive=PING,
         )
     async with run:

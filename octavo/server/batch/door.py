@@ -134,9 +134,9 @@ def _file_routes(state: State, batches: Batches) -> list[Route]:
         pieces = batches.store.content(batches.tenant(request), request.path_params["name"])
         return Stream(
             _threaded(pieces),
+            state.settings,
             on_close=_nothing,
             media_type="application/octet-stream",
-            stall_s=state.settings.slow_reader_timeout_s,
         )
 
     return [

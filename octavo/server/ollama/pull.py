@@ -48,10 +48,10 @@ def routes(state: State) -> list[Route]:
             return reply(Status(said[-1]))
         return Stream(
             _lines(first, steps),
+            state.settings,
             on_close=steps.aclose,
             on_error=lambda error: error_body(error, PATH) + b"\n",
             media_type=NDJSON,
-            stall_s=state.settings.slow_reader_timeout_s,
         )
 
     return [Route(PATH, pull, methods=["POST"])]

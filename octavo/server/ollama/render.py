@@ -53,11 +53,11 @@ async def deliver(
     if streamed:
         return Stream(
             make.lines(),
+            state.settings,
             on_close=run.close,
             on_error=lambda error: error_body(error, path) + b"\n",
             media_type=NDJSON,
             headers=headers,
-            stall_s=state.settings.slow_reader_timeout_s,
         )
     async with run:
         response = reply(await make.whole())

@@ -78,13 +78,7 @@ async def _answer(request: Request, state: State) -> Response:
     chat = Chat(state, body, top)
     run = await Run.begin(state, [job], "/v1/chat/completions", streaming=bool(body.stream))
     if body.stream:
-        return Stream(
-            chat.chunks(run),
-            on_close=run.close,
-            headers=headers,
-            stall_s=settings.slow_reader_timeout_s,
-            keep_alive_s=settings.sse_keep_alive_interval,
-        )
+        return Stream(chat.chunks(run), settings, on_close=run.close, headers=headers)
     async with run:
         response = reply(chat.reply(run, await collect(run)))
     response.headers.update(headers)

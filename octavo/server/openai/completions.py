@@ -82,14 +82,7 @@ class Completion:
         headers = warning_headers(misspelt(raw, CompletionRequest))
         run = await Run.begin(self._state, jobs)
         if body.stream:
-            settings = self._settings
-            return Stream(
-                self._chunks(run),
-                on_close=run.close,
-                headers=headers,
-                stall_s=settings.slow_reader_timeout_s,
-                keep_alive_s=settings.sse_keep_alive_interval,
-            )
+            return Stream(self._chunks(run), self._settings, on_close=run.close, headers=headers)
         async with run:
             echoes = await self._prompt_texts(run)
             response = reply(self._reply(run, await collect(run), echoes))

@@ -191,15 +191,7 @@ class Door:
             if run is not None:
                 await run.close()
 
-        settings = self._state.settings
-        return Stream(
-            pieces,
-            on_close=close,
-            on_error=_error_event,
-            headers=headers,
-            stall_s=settings.slow_reader_timeout_s,
-            keep_alive_s=settings.sse_keep_alive_interval,
-        )
+        return Stream(pieces, self._state.settings, on_close=close, on_error=_error_event, headers=headers)
 
     async def _events(
         self, run: Run, record: Record, renderer: Renderer, tenant: str
