@@ -95,7 +95,7 @@ def _call(reader: Reader, sink: Sink, name: str, must: bool) -> Steps[str | None
         yield from json_value(reader, sink.arguments)
         sink.end_call()
     except Broken:
-        if must and reader.ended:
+        if reader.ended and (must or (reader.cut and sink.begun)):
             sink.cut()
             reader.take(len(reader.text))
         elif not sink.give_up():

@@ -87,9 +87,9 @@ class ReplyParser:
             self._run()
         return self._sink.drain()
 
-    def finish(self) -> Parsed:
-        """What the end of the text brings."""
-        self._reader.ended = True
+    def finish(self, *, cut: bool = False) -> Parsed:
+        """What the end of the text brings; `cut`: it was not the model that ended it."""
+        self._reader.ended, self._reader.cut = True, cut
         self._run()
         self._sink.content.close()
         return self._sink.drain()
@@ -159,6 +159,7 @@ def _content(
     while mark is not None:
         if mark in drops:
             sink.seam()
+            yield from reader.scrap(*opens, *drops)
         elif mark and form is not None:
             yield from _section(reader, sink, form, mark)
         mark = yield from reader.until(marks, sink.content.add)
@@ -178,6 +179,7 @@ def _section(reader: Reader, sink: Sink, form: ToolFormat, mark: str, must: bool
     found = yield from _tried(reader, sink, form.body(reader, sink, mark), must)
     if found:
         sink.seam()
+        yield from reader.scrap(*form.opens, *form.drops, *form.closes)
     return found
 
 
@@ -214,13 +216,13 @@ def _forced(reader: Reader, sink: Sink, name: str) -> Steps[None]:
 def _tried(reader: Reader, sink: Sink, calls: Steps[None], must: bool = False) -> Steps[bool]:
     """Whether what was kept are calls; where they break before one is given, it is text.
 
-    `must`: the reply is held to them, so that they break off only where it was cut: what there is of the last
-    one is given, and no scrap of it is text.
+    Where the reply was cut, what there is of the last one is given, and no scrap of it is text; `must`: the
+    reply is held to calls, so that it breaks off only where it was cut.
     """
     try:
         yield from calls
     except Broken:
-        if must and reader.ended:
+        if reader.ended and (must or (reader.cut and sink.begun)):
             sink.cut()
             reader.take(len(reader.text))
             reader.kept()

@@ -56,6 +56,8 @@ class Reader:
         self.text = ""
         self.at = 0
         self.ended = False
+        self.cut = False
+        """Whether it ended because it grew too long, not because the model had said all."""
         self._kept: list[str] | None = None
 
     def feed(self, text: str) -> None:
@@ -112,6 +114,18 @@ class Reader:
                 self.take(self.at + len(option))
                 return option
         return ""
+
+    def scrap(self, *marks: str) -> Steps[None]:
+        """Skip the half of one of `marks` in which a reply was cut."""
+        while True:
+            rest = self.text[self.at :].lstrip()
+            if not any(len(rest) < len(mark) and mark.startswith(rest) for mark in marks):
+                return
+            if self.ended:
+                break
+            yield
+        if self.cut:
+            self.take(len(self.text))
 
     def expect(self, *options: str) -> Steps[str]:
         """Like ``literal``. Raises Broken when none comes."""

@@ -126,8 +126,13 @@ class Sink:
             self._commit()
         self._leave()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a call is open and something is known of its arguments."""
+        return self._call is not None and (self._committed or len("".join(self._held)) > 1)
+
     def cut(self) -> None:
-        """The reply has ended in the middle of a call that had to be: what there is of it is given."""
+        """The reply has ended in the middle of a call: what there is of it is given."""
         if self._call is not None:
             self.end_call()
 

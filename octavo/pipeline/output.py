@@ -137,7 +137,8 @@ class SequenceText:
         if self._parser is None:
             news.texts.append((self._stops.flush() + text) if self._stops is not None else text)
             return finish
-        text = self._take(news, self._parser.push(text)) + self._take(news, self._parser.finish())
+        cut = finish.reason != "stop"
+        text = self._take(news, self._parser.push(text)) + self._take(news, self._parser.finish(cut=cut))
         stop = self._match(text, news, self.count + 1)
         if stop is not None:
             return Finish("stop", stop) if finish.reason in ("stop", "length") else finish

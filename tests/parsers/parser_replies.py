@@ -66,11 +66,11 @@ ONE_CALL = {
 class Reply:
     """What a parser found in a whole reply."""
 
-    def __init__(self, form: ReplyFormat, ask: Ask, pieces: list[str]) -> None:
+    def __init__(self, form: ReplyFormat, ask: Ask, pieces: list[str], cut: bool = False) -> None:
         parser = ReplyParser(form, ask)
         self.text = self.reasoning = ""
         self.calls: list[dict[str, str]] = []
-        for parsed in [*(parser.push(piece) for piece in pieces), parser.finish()]:
+        for parsed in [*(parser.push(piece) for piece in pieces), parser.finish(cut=cut)]:
             self.text += parsed.text
             self.reasoning += parsed.reasoning
             for piece in parsed.calls:

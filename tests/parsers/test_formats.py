@@ -24,12 +24,12 @@ def form_of(name: str) -> ReplyFormat:
     return reply_format(name, "none", None)
 
 
-def everywhere(form: ReplyFormat, ask: Ask, text: str) -> Reply:
-    """The reply to a text, which is the same however the text is cut."""
-    reply = Reply(form, ask, [text])
-    assert Reply(form, ask, list(text)).all == reply.all
+def everywhere(form: ReplyFormat, ask: Ask, text: str, cut: bool = False) -> Reply:
+    """The reply to a text, which is the same in whatever pieces it comes."""
+    reply = Reply(form, ask, [text], cut)
+    assert Reply(form, ask, list(text), cut).all == reply.all
     for at in range(1, len(text)):
-        assert Reply(form, ask, [text[:at], text[at:]]).all == reply.all, at
+        assert Reply(form, ask, [text[:at], text[at:]], cut).all == reply.all, at
     return reply
 
 
@@ -56,7 +56,7 @@ def test_without_tools_a_call_is_text(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hermes", "mistral", "jamba", "granite", "deepseek_v31"])
-def test_a_call_cut_off_is_text_when_whole_and_arguments_when_streamed(name: str) -> None:
+def test_a_call_that_the_model_broke_off_is_text_when_whole_and_arguments_when_streamed(name: str) -> None:
     cut = ONE_CALL[name][: ONE_CALL[name].index("Paris") + 3]
     whole = everywhere(form_of(name), Ask(tools=OFFERED, whole=True), cut)
     assert whole.calls == []
@@ -65,6 +65,25 @@ def test_a_call_cut_off_is_text_when_whole_and_arguments_when_streamed(name: str
         streamed = everywhere(form_of(name), Ask(tools=OFFERED), cut)
         assert streamed.text == ""
         assert streamed.calls[0]["arguments"] == '{"city": "Par'
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_a_call_that_was_cut_is_the_same_whole_and_streamed(name: str) -> None:
+    """What max_tokens leaves: text up to its arguments, then a call with as much of them as there is."""
+    form, text, seen = form_of(name), ONE_CALL[name], []
+    for end in range(1, len(text), 3):
+        whole, streamed = (
+            everywhere(form, Ask(tools=OFFERED, whole=whole), text[:end], cut=True) for whole in (True, False)
+        )
+        assert whole.all == streamed.all, end
+        assert bool(whole.calls) >= bool(seen)
+        for call in whole.calls:
+            assert call["name"] == "weather"
+            seen.append(re.split(r"\\n|[<\]]", call["arguments"])[0])  # half a closing tag
+            assert '{"city": "Paris"}'.startswith(seen[-1])
+            assert whole.text == ""
+    assert seen == sorted(seen, key=len)
+    assert seen
 
 
 @pytest.mark.parametrize(

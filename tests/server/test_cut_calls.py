@@ -27,10 +27,15 @@ LIMITS = (1, 9, 24, 50)
 
 
 @pytest.fixture(scope="module", params=["none", "hermes", "qwen3_coder"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Servers that write calls in plain JSON, in marks around JSON, in tags."""
+def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """(format, URL) of servers that write calls in plain JSON, in marks around JSON, in tags."""
     with pocket(tool_call_parser=request.param) as running:
-        yield running.url
+        yield request.param, running.url
+
+
+@pytest.fixture
+def url(server: tuple[str, str]) -> str:
+    return server[1]
 
 
 def chat(
@@ -89,6 +94,34 @@ def test_a_whole_one_fits_its_schema(url: str, choice: Any, stream: bool) -> Non
         assert (text, names) == ("", ["weather"])
         assert finish == ("tool_calls" if choice == "required" else "stop")
         jsonschema.validate(json.loads(arguments), schema)
+
+
+WRITTEN = {
+    "none": r"[a-z ]{90,99}",
+    "hermes": r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "[a-z ]{40,60}"\}\}\n</tool_call>',
+    "qwen3_coder": r"<tool_call>\n<function=weather>\n<parameter=city>\n[a-z ]{40,60}\n</parameter>\n"
+    r"</function>\n</tool_call>",
+}
+
+
+def test_one_that_the_model_chose_to_make(server: tuple[str, str]) -> None:
+    """The pocket model does not call of itself: what it says is held to a call, and read as one it chose."""
+    name, url = server
+    form = {"regex": WRITTEN[name]}
+    seen = set()
+    for limit in (1, 9, 16, 24, 30, 40, 200):
+        whole, streamed = (
+            chat(url, "auto", limit, stream, structured_outputs=form, temperature=0)
+            for stream in (False, True)
+        )
+        assert whole == streamed
+        text, names, arguments, finish = whole
+        assert (text == "") == (names == ["weather"])
+        if names:
+            assert arguments.startswith('{"')
+        seen.add((bool(names), finish))
+    calls = {(False, "length"), (True, "length"), (True, "tool_calls")}
+    assert seen == (calls if name != "none" else {(False, "length"), (False, "stop")})
 
 
 def test_messages_and_responses(url: str) -> None:
