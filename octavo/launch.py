@@ -193,17 +193,16 @@ def service(launched: Launched, recorder: Any = None) -> Service:
     if gc.isenabled():
         gc.collect()
     gc.freeze()
-    client = ThreadClient(launched.engine)
-    if launched.config.disable_log_stats:
-        return Service(launched.preparer, client, recorder, adapters=launched.adapters)
-    interval_s = read_environment().log_stats_interval_s
-    line = StatsLine(interval_s)
+    client, environment = ThreadClient(launched.engine), read_environment()
+    line = StatsLine(environment.log_stats_interval_s)
+    quiet = launched.config.disable_log_stats
     return Service(
         launched.preparer,
         client,
         recorder,
-        stats_line=lambda stats, _: line.line(stats, launched.engine.running()),
-        log_interval_s=interval_s,
+        stats_line=None if quiet else lambda stats, _: line.line(stats, launched.engine.running()),
+        log_interval_s=environment.log_stats_interval_s,
+        form_timeout_s=environment.regex_timeout_s,
         adapters=launched.adapters,
     )
 
@@ -440,7 +439,8 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
             tokenizer = gguf_tokenizer(gguf.metadata, where, add_bos_token=config.add_bos_token)
         else:
             tokenizer = Tokenizer.load(tokenizer_folder or "", add_bos_token=config.add_bos_token)
-        template = load_template(tokenizer_folder, tokenizer, config.chat_template)
+        seconds = read_environment().template_timeout_s
+        template = load_template(tokenizer_folder, tokenizer, config.chat_template, seconds=seconds)
     generation = load_generation_config(
         config.generation_config, None if gguf else plan.folder, config.override_generation_config
     )

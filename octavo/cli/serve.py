@@ -79,6 +79,7 @@ def _from_environment(environment: Environment) -> Mapping[str, Any]:
         "max_stop_strings": environment.max_stop_strings,
         "max_bad_words": environment.max_bad_words,
         "keep_alive_timeout_s": environment.keep_alive_s,
+        "ready_timeout_s": environment.ready_timeout_s,
         "allow_runtime_lora": environment.allow_runtime_lora,
         "dev_mode": environment.dev_mode,
         "max_stored_responses": environment.max_stored_responses,

@@ -48,9 +48,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     max_stop_strings: int = 4
     max_bad_words: int = 128
     regex_timeout_s: float = 5.0
-    template_timeout_s: float = 30.0
+    template_timeout_s: float = 1.0
     keep_alive_s: int = 75
-    ready_timeout_s: int = 600
+    ready_timeout_s: int = 0
     allow_long_max_model_len: bool = False
     allow_runtime_lora: bool = False
     dev_mode: bool = False
@@ -136,6 +136,11 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seconds_or(default: float) -> Callable[[str], float]:
+    """0 means the default, as vLLM has it."""
+    return lambda text: _seconds(text) or default
+
+
 def _names(word: str) -> tuple[str, str]:
     return f"OCTAVO_{word}", f"VLLM_{word}"
 
@@ -170,7 +175,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("api_key", _names("API_KEY"), str, "The key that clients must send."),
     Variable("use_modelscope", _names("USE_MODELSCOPE"), _flag, "Download from ModelScope by id."),
     Variable("logging_level", _names("LOGGING_LEVEL"), str.upper, "DEBUG, INFO, WARNING or ERROR."),
-    Variable("log_stats_interval_s", _names("LOG_STATS_INTERVAL"), _seconds, "Seconds between log lines."),
+    Variable(
+        "log_stats_interval_s", _names("LOG_STATS_INTERVAL"), _seconds_or(10.0), "Seconds between log lines."
+    ),
     Variable(
         "cache_root",
         ("OCTAVO_CACHE", *_names("CACHE_ROOT")),
@@ -192,9 +199,17 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable("max_stop_strings", _names("MAX_STOP_STRINGS"), _whole(0, 1 << 20), "Most stop strings."),
     Variable("max_bad_words", _names("MAX_NUM_BAD_WORDS"), _whole(0, 1 << 20), "Most bad words."),
-    Variable("regex_timeout_s", _names("REGEX_COMPILATION_TIMEOUT_S"), _seconds, "Time to compile a regex."),
     Variable(
-        "template_timeout_s", _names("CHAT_TEMPLATE_RENDER_TIMEOUT"), _seconds, "Time to render a chat."
+        "regex_timeout_s",
+        _names("REGEX_COMPILATION_TIMEOUT_S"),
+        _seconds_or(5.0),
+        "Seconds for compiling a form (5).",
+    ),
+    Variable(
+        "template_timeout_s",
+        _names("CHAT_TEMPLATE_RENDER_TIMEOUT"),
+        _seconds_or(1.0),
+        "CPU seconds for rendering a chat (1).",
     ),
     Variable(
         "keep_alive_s",
@@ -203,7 +218,10 @@ VARIABLES: tuple[Variable, ...] = (
         "Idle seconds of a connection (75).",
     ),
     Variable(
-        "ready_timeout_s", _names("ENGINE_READY_TIMEOUT_S"), _whole(1, 86400), "Longest start, seconds."
+        "ready_timeout_s",
+        _names("ENGINE_READY_TIMEOUT_S"),
+        _whole(0, 86400),
+        "Longest start, seconds (0: any).",
     ),
     Variable(
         "allow_long_max_model_len",

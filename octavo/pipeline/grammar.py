@@ -7,11 +7,12 @@ GIL released, and its results are kept: the same schema costs nothing the second
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,10 @@ class Grammars:
         form, chat = job.sampling.structured_outputs, job.chat
         if chat is not None and calls.is_forced(chat):
             return self._forced(chat, marks)
-        schema = forms.json_schema(form) if form is not None else None
+        schema = None
+        if form is not None:
+            with _blamed(_field(form)):
+                schema = forms.json_schema(form)
         found = None
         if chat is not None and marks is not None and (form is None or schema is not None):
             found = self._chosen(chat, marks, form, schema)
@@ -93,15 +97,11 @@ class Grammars:
 
     def of(self, params: StructuredOutputsParams) -> Grammar:
         """The grammar of a form alone. Raises BadRequest, which names the request's field."""
-        param = params.asked_as or f"structured_outputs.{forms.name_of(params)}"
-        return self._named(param, lambda: forms.source(params))
+        return self._named(_field(params), lambda: forms.source(params))
 
     def _named(self, param: str, source: Callable[[], str]) -> Grammar:
-        try:
+        with _blamed(param):
             return self.compile(source())
-        except BadRequest as error:
-            error.param = param
-            raise
 
     def free(self) -> Grammar:
         """Of an answer that may be anything: only its reasoning is bound."""
@@ -130,6 +130,21 @@ class Grammars:
             while len(self._kept) > _KEPT or (self._chars > _KEPT_CHARS and len(self._kept) > 1):
                 self._chars -= self._kept.popitem(last=False)[1][1]
         return Grammar(matcher=matcher, vocabulary=vocabulary)
+
+
+def _field(form: StructuredOutputsParams) -> str:
+    """The request's field that asked for a form."""
+    return form.asked_as or f"structured_outputs.{forms.name_of(form)}"
+
+
+@contextlib.contextmanager
+def _blamed(param: str) -> Iterator[None]:
+    """What is refused inside is the fault of that field."""
+    try:
+        yield
+    except BadRequest as error:
+        error.param = param
+        raise
 
 
 class Vocabulary:

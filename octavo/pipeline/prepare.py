@@ -25,7 +25,7 @@ from octavo.pipeline.output import SequenceText
 from octavo.pipeline.pooled import PooledText, check_kind, pair_prompt, resolve
 from octavo.pipeline.replies import Replies
 from octavo.pipeline.stop import EndTokens, LoopGuard, Repetition, StopStrings
-from octavo.pipeline.template import ChatTemplate
+from octavo.pipeline.template import RENDER_S, ChatTemplate
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.types.engine import EngineRequest, SamplingSpec
 from octavo.types.facts import ModelFacts
@@ -227,7 +227,7 @@ class Preparer:
         chat = chat if chat is not None else ChatOptions()
         template = self.template
         if chat.template is not None:
-            template = ChatTemplate(chat.template)
+            template = ChatTemplate(chat.template, seconds=template.seconds if template else RENDER_S)
         if template is None:
             raise BadRequest(
                 "This model has no chat template (it may be a base model).",

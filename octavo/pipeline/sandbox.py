@@ -33,11 +33,9 @@ MAX_TOTAL_CHARS = 1_000_000_000
 _LARGE_CHARS = 1 << 16
 _ENTRY_CHARS = 8
 """What an entry of a list counts as: a pointer's size."""
+_COMPILE_S = 1.0
 MAX_NUMBER = 1_000_000
 """Largest number that a template may pass to a text method or filter."""
-MAX_SECONDS = 1.0
-"""CPU time of the rendering thread, so that a busy machine refuses nobody."""
-
 
 _WIDE_FIELD = re.compile(r"[%{][^%{}]*\d{5}")
 _NESTED_FIELD = re.compile(r"%[^%]*\*|\{[^{}]*\{")
@@ -47,13 +45,14 @@ class Budget(threading.local):
     """What is left of one rendering in this thread."""
 
     def __init__(self) -> None:
-        self.reset()
+        self.reset(_COMPILE_S)
 
-    def reset(self) -> None:
-        """Fill up for a new rendering."""
+    def reset(self, seconds: float) -> None:
+        """Fill up for a new rendering. `seconds`: CPU time, so that a busy machine refuses nobody."""
         self.steps = MAX_STEPS
         self.left_chars = MAX_TOTAL_CHARS
-        self.deadline_s = time.thread_time() + MAX_SECONDS
+        self.seconds = seconds
+        self.deadline_s = time.thread_time() + seconds
 
     def step(self) -> None:
         """Count a loop turn or a call; look at the clock now and then."""
@@ -61,7 +60,7 @@ class Budget(threading.local):
         if self.steps < 0:
             raise SecurityError(f"the template takes more than {MAX_STEPS} steps")
         if not self.steps & 15 and time.thread_time() > self.deadline_s:
-            raise SecurityError(f"the template takes more than {MAX_SECONDS:g} s")
+            raise SecurityError(f"the template takes more than {self.seconds:g} s")
 
     def chars(self, count: int) -> None:
         """Refuse a text of `count` characters when that is too much."""
@@ -372,13 +371,13 @@ def _check_format(text: str, values: Any) -> None:
 
 def compile_template(source: str) -> jinja2.Template:
     """Compile in the sandbox. Raises jinja2.TemplateError (TemplateSyntaxError, SecurityError)."""
-    budget.reset()
+    budget.reset(_COMPILE_S)
     return _SANDBOX.from_string(source)
 
 
-def run_template(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+def run_template(template: jinja2.Template, variables: Mapping[str, Any], seconds: float) -> str:
     """Render under a fresh budget. Raises whatever the template raises."""
-    budget.reset()
+    budget.reset(seconds)
     return template.render(variables)
 
 

@@ -44,6 +44,7 @@ _WARM_S = 0.5
 """After the start: what the first token of a cold process need not wait for."""
 _SLOW_S = 30.0
 """A request without max_tokens is warned about when it may take longer than this."""
+_FORM_TIMEOUT_S = 5.0
 _MAX_FORMS = 256
 """Requests whose structured_outputs are being compiled: microseconds each, up to a second where hostile."""
 _LONG_TOKENS = 256
@@ -63,15 +64,18 @@ class Service:
         *,
         stats_line: StatsLine | None = None,
         log_interval_s: float = _LOG_INTERVAL_S,
+        form_timeout_s: float = _FORM_TIMEOUT_S,
         adapters: Adapters | None = None,
     ) -> None:
-        """`adapters`: the LoRA adapters that jobs may ask for; None where there are none."""
+        """`adapters`: the LoRA adapters that jobs may ask for; None where there are none. `form_timeout_s`:
+        how long compiling the form of an answer may take."""
         self.adapters = adapters
         self.preparer = preparer
         self._client = client
         self._recorder = recorder
         self._stats_line = stats_line
         self._log_interval_s = log_interval_s
+        self._form_timeout_s = form_timeout_s
         self._sequences: dict[str, streams.Sequence] = {}
         self._jobs: dict[str, JobStream] = {}
         self._serials = itertools.count()
@@ -235,10 +239,24 @@ class Service:
                 hint="Try again later.",
             )
         self._forms += 1
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> Prepared:
+            loop.call_soon_threadsafe(begun.set)
+            return self.preparer.prepare(job, arrival_s)
+
+        working = loop.run_in_executor(self._forms_pool, work)
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._forms_pool, self.preparer.prepare, job, arrival_s)
+            await begun.wait()
+            return await asyncio.wait_for(working, self._form_timeout_s)
+        except TimeoutError:
+            raise BadRequest(
+                f"Compiling the form of the answer took more than {self._form_timeout_s:g} s.",
+                hint="Ask for a simpler form.",
+                param="structured_outputs",
+            ) from None
         finally:
+            working.cancel()
             self._forms -= 1
 
     def _warm(self) -> None:

@@ -42,6 +42,8 @@ _RESERVED = frozenset(
         "joiner",
     }
 )
+RENDER_S = 1.0
+"""CPU time that a rendering may take where nobody says otherwise."""
 _MAX_SOURCE_CHARS = 1_000_000
 _CONTINUE_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _NONE_TEST = re.compile(r"\bis\s+(?:not\s+)?none\b", re.IGNORECASE)
@@ -51,13 +53,19 @@ _STRING_TEST = re.compile(r"\bis\s+(?:not\s+)?(?:string|iterable|sequence|mappin
 class ChatTemplate:
     """One template, with a second one for conversations with tools where the model has it."""
 
-    def __init__(self, source: str, tool_source: str | None = None, *, later: bool = False) -> None:
+    def __init__(
+        self, source: str, tool_source: str | None = None, *, later: bool = False, seconds: float = RENDER_S
+    ) -> None:
         """Compile now, or `later`, when it is first needed (Jinja takes longer to import than the rest).
 
-        Raises BadRequest for a template that is no template; `later`, so does the first rendering.
+        `seconds`: CPU time that one rendering may take. Raises BadRequest for a template that is no template;
+        `later`, so does the first rendering.
         """
         self.source = source
-        self._tool_use = ChatTemplate(tool_source, later=later) if tool_source is not None else None
+        self.seconds = seconds
+        self._tool_use = (
+            ChatTemplate(tool_source, later=later, seconds=seconds) if tool_source is not None else None
+        )
         self._keeps_none = bool(_NONE_TEST.search(source))
         if not later:
             self.compile()
@@ -153,7 +161,7 @@ class ChatTemplate:
 
         template = self._template
         try:
-            return run_template(template, variables)
+            return run_template(template, variables, self.seconds)
         except Exception as error:
             text = str(error) or type(error).__name__
             raise BadRequest(
@@ -260,7 +268,11 @@ def _cut_after(text: str, final: str) -> str:
 
 
 def load_template(
-    folder: str | Path | None, tokenizer: Tokenizer | None = None, user: str | None = None
+    folder: str | Path | None,
+    tokenizer: Tokenizer | None = None,
+    user: str | None = None,
+    *,
+    seconds: float = RENDER_S,
 ) -> ChatTemplate | None:
     """The chat template of a model, None when it has none.
 
@@ -271,14 +283,14 @@ def load_template(
     """
     try:
         if user is not None:
-            return ChatTemplate(_user_template(user))
+            return ChatTemplate(_user_template(user), seconds=seconds)
         named = _folder_templates(Path(folder)) if folder is not None else {}
         if not named and tokenizer is not None:
             named = _named_templates(tokenizer.config.get("chat_template"))
         if not named:
             return None
         default = named.get("default") or next(iter(named.values()))
-        return ChatTemplate(default, named.get("tool_use"), later=True)
+        return ChatTemplate(default, named.get("tool_use"), later=True, seconds=seconds)
     except BadRequest as error:
         raise ConfigError(error.message) from None
 

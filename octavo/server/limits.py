@@ -10,6 +10,7 @@ from octavo.errors import BadRequest
 from octavo.server.settings import ServerSettings
 
 INT32_MAX = 2**31 - 1
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 
 
@@ -61,6 +62,12 @@ def _check_part(part: Any, where: str) -> None:
         raise BadRequest(f"{where} is of type {kind[:40]!r}, but this model takes text only.", param=where)
     if not isinstance(part.get("text", part.get("refusal")), str):
         raise BadRequest(f"{where} has no text.", param=f"{where}.text")
+
+
+def check_effort(name: str, effort: str | None) -> None:
+    """How hard to think. Raises BadRequest for a word that no template knows."""
+    if effort is not None and effort not in EFFORTS:
+        raise BadRequest(f"{name} must be one of {', '.join(EFFORTS)}.", param=name)
 
 
 def check_template(template: str | None, settings: ServerSettings) -> None:

@@ -222,7 +222,8 @@ class _Runner:
         log.info("Shutting down; requests at work may finish (%.0f s).", self._settings.shutdown_timeout_s)
 
     async def _load(self, serving: asyncio.Future[None]) -> Hub | None:
-        """The service, made in a thread of its own; None when a signal came first."""
+        """The service, made in a thread of its own; None when a signal came first. Raises ConfigError when
+        it takes too long."""
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[Hub] = loop.create_future()
 
@@ -250,12 +251,17 @@ class _Runner:
         stopped = asyncio.ensure_future(self._stop.wait())
         first: set[asyncio.Future[Any]] = {loaded, stopped, serving}
         try:
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            limit_s = self._settings.ready_timeout_s or None
+            done, _ = await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
         if loaded.done():
             return loaded.result()
         loaded.cancel()
+        if not done:
+            raise ConfigError(
+                f"The model was not ready within {limit_s:g} s.", hint="Raise OCTAVO_ENGINE_READY_TIMEOUT_S."
+            )
         return None
 
     async def _until_stop(self, serving: asyncio.Future[None]) -> None:

@@ -92,6 +92,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_timeout_s: int = 75
     """Idle seconds after which a kept-alive connection is closed: longer than clients keep theirs (httpx 5,
     load balancers 60), as one that is closed just when it is used again costs a request."""
+    ready_timeout_s: float = 0.0
+    """How long loading the model may take before the server gives up; 0 for ever."""
     shutdown_timeout_s: float = 30.0
     """How long running requests may go on after SIGTERM."""
 

@@ -94,6 +94,7 @@ def test_vllm_names_and_octavos_win() -> None:
     assert got.api_key == "octavo"
     assert lookup("api_key", environ) == ("OCTAVO_API_KEY", "octavo")
     assert read_environment({"VLLM_CPU_KVCACHE_SPACE": "0"}).kv_cache_space_bytes is None
+    assert read_environment({"VLLM_LOG_STATS_INTERVAL": "0"}).log_stats_interval_s == 10
     assert read_environment({"OCTAVO_NUM_THREADS": "3", "OMP_NUM_THREADS": "9"}).threads == 3
 
 

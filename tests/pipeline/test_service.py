@@ -320,6 +320,30 @@ def test_refused_jobs_never_reach_the_engine(preparer: Preparer) -> None:
     run(preparer, body)
 
 
+def test_a_form_that_takes_too_long_to_compile(preparer: Preparer, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    prepare = preparer.prepare
+
+    def slow(job: Job, arrival_s: float | None = None) -> Any:
+        if "slow" in str(job.prompt):
+            over.wait(10)
+        return prepare(job, arrival_s)
+
+    monkeypatch.setattr(preparer, "prepare", slow)
+
+    async def body(service: Service, client: FakeClient) -> None:
+        form = {"choice": ["a", "b"]}
+        try:
+            with pytest.raises(BadRequest, match=r"more than 0\.05 s") as refused:
+                await service.submit(job(prompt="slow", structured_outputs=form))
+            assert refused.value.param == "structured_outputs"
+        finally:
+            over.set()
+        assert client.requests == []
+
+    run(preparer, body, form_timeout_s=0.05)
+
+
 def test_not_ready_before_start(preparer: Preparer) -> None:
     async def main() -> None:
         service = Service(preparer, FakeClient())

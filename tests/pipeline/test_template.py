@@ -287,6 +287,12 @@ def test_named_templates(tmp_path: Path) -> None:
     assert template.render([user("x")], ChatOptions(tools=({"type": "function"},)), {}) == "with tools"
 
 
+def test_the_time_of_a_rendering() -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(BadRequest, match=r"more than 0\.01 s"):
+        ChatTemplate(loops, seconds=0.01).render([user("x")], ChatOptions(), {})
+
+
 ATTACKS = [
     "{% set n = namespace(l=[]) %}{% for i in range(900) %}{% set n.l = n.l + ['x' * 9999999] %}{% endfor %}",
     "{{ [0] * 9000000 }}",

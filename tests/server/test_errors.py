@@ -99,7 +99,7 @@ def check(response: Any, status: int = 400) -> dict[str, Any]:
 
 def is_named(param: str | None, field: str) -> bool:
     """Whether `param` names the field, or the one that it stands for."""
-    other = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}.get(field, field)
+    other = {"top_logprobs": "logprobs"}.get(field, field)
     return param is not None and (field in param or other in param)
 
 
@@ -145,7 +145,11 @@ def test_product_of_prompts_and_n(client: Any) -> None:
         ({"temperature": 0, "n": 2}, "n"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"max_completion_tokens": 600}, "max_tokens"),
+        ({"max_completion_tokens": 600}, "max_completion_tokens"),
+        ({"max_completion_tokens": 600, "max_tokens": 5}, "max_completion_tokens"),
+        ({"max_tokens": 600}, "max_tokens"),
+        ({"reasoning_effort": "hihg"}, "reasoning_effort"),
+        ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools.0.type"),
     ],
 )
 def test_rules_between_fields(client: Any, fields: dict[str, Any], param: str) -> None:

@@ -119,6 +119,8 @@ def test_log_probabilities_go_with_a_form(server: Running) -> None:
         ({"guided_regex": "(a"}, "guided_regex", "unclosed group"),
         ({"guided_json": {"uniqueItems": True}}, "guided_json", "uniqueItems"),
         ({"guided_grammar": "a :="}, "guided_grammar", "cannot be read"),
+        ({"guided_json": "x"}, "guided_json", "no JSON"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "no JSON"),
         ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", "not"),
         ({"guided_json": PERSON, "guided_regex": "a"}, "guided_regex", "each ask"),
         (

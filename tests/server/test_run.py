@@ -162,6 +162,20 @@ def test_a_model_that_does_not_load_ends_the_run() -> None:
         serve(load, ServerSettings(port=0))
 
 
+def test_a_model_that_does_not_come_in_time_ends_the_run() -> None:
+    over = threading.Event()
+
+    def load(metrics: Any) -> FakeService:
+        over.wait(LIMIT_S)
+        return FakeService()
+
+    try:
+        with pytest.raises(ConfigError, match=r"not ready within 0\.05 s"):
+            serve(load, ServerSettings(port=0, ready_timeout_s=0.05))
+    finally:
+        over.set()
+
+
 def test_answers_503_while_loading(fake: FakeService) -> None:
     server = Running(fake)
     go_on = threading.Event()

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most, check_messages, check_template
+from octavo.server.limits import at_most, check_effort, check_messages, check_template
 from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import (
     Head,
@@ -52,6 +52,7 @@ from octavo.server.wire import (
 )
 from octavo.types.engine import Finish
 from octavo.types.job import ChatOptions, Event, Job
+from octavo.types.sampling import SamplingParams
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -295,12 +296,9 @@ def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
                 hint=f"Start with --max-logprobs {logprobs} to allow it.",
                 param="top_logprobs",
             )
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return Job(
         id=head.id,
-        sampling=sampling_params(
-            body, state, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
-        ),
+        sampling=_sampling(body, state, logprobs),
         messages=tuple(body.messages),
         chat=chat_options(body, settings),
         truncation_side=body.truncation_side,
@@ -308,6 +306,21 @@ def parse(body: ChatRequest, state: State, head: Head, salt: str) -> Job:
         salt=salt,
         model=head.model,
     )
+
+
+def _sampling(body: ChatRequest, state: State, logprobs: int | None) -> SamplingParams:
+    """How tokens are drawn. Raises BadRequest, which names max_tokens as the client did."""
+    newer = body.max_completion_tokens is not None
+    limit = body.max_completion_tokens if newer else body.max_tokens
+    try:
+        return sampling_params(
+            body, state, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
+        )
+    except BadRequest as error:
+        if newer and error.param == "max_tokens":
+            error.param = "max_completion_tokens"
+            error.message = error.message.replace("max_tokens", error.param, 1)
+        raise
 
 
 def chat_options(body: ChatRequest, settings: ServerSettings) -> ChatOptions:
@@ -372,6 +385,11 @@ def _check_tools(body: ChatRequest, settings: ServerSettings) -> None:
 
 def _tool_name(tool: dict[str, Any], where: str) -> str:
     """The name of an offered function. Raises BadRequest."""
+    kind = tool.get("type", "function")
+    if kind != "function":
+        raise BadRequest(
+            f"{where} is of the type {str(kind)[:40]!r}; tools are functions here.", param=f"{where}.type"
+        )
     function = tool.get("function", tool)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
@@ -390,6 +408,7 @@ def _tool_name(tool: dict[str, Any], where: str) -> str:
 def _check_options(body: ChatRequest, settings: ServerSettings) -> None:
     """Rules between fields."""
     check_template(body.chat_template, settings)
+    check_effort("reasoning_effort", body.reasoning_effort)
     if body.continue_final_message and body.add_generation_prompt is not False:
         raise BadRequest(
             "continue_final_message and add_generation_prompt cannot both be true.",

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, check_effort
 from octavo.server.openai.common import Head
 from octavo.server.openai.responses.items import Item, messages, refuse_tool
 from octavo.server.openai.responses.replies import ResponseReply
@@ -167,6 +167,7 @@ def _kwargs(body: ResponsesRequest) -> dict[str, Any]:
     """What the template is told about thinking."""
     kwargs = dict(body.chat_template_kwargs or {})
     effort = body.reasoning.effort if body.reasoning else None
+    check_effort("reasoning.effort", effort)
     if effort == "none":
         kwargs.setdefault("enable_thinking", False)
         kwargs.setdefault("thinking", False)
