@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -15,25 +14,13 @@ import ollama
 import openai
 import pytest
 from pooling_files import sentence_transformer
-from running import Running
+from running import Running, serving
 
-from octavo import LLM, launch
-from octavo.config.engine import EngineConfig
+from octavo import LLM
 
 
-@contextmanager
-def server(folder: Any, **more: Any) -> Iterator[Running]:
-    made: list[Any] = []
-
-    def load(metrics: Any) -> Any:
-        config = EngineConfig(
-            model=str(folder), dtype="float32", kv_cache_memory_bytes=8 << 20, threads=1, quiet=True, **more
-        )
-        made.append(launch.service(launch.build(config), metrics))
-        return made[0]
-
-    with Running(load) as running:
-        yield running
+def server(folder: Any, **more: Any) -> Running:
+    return serving({"served_names": ("模型",)}, model=str(folder), dtype="float32", **more)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +65,10 @@ def test_numbers_as_bytes(embedder: Running) -> None:
         f"{embedder.url}/v1/embeddings",
         json={"input": ["hello", "world"], "encoding_format": "bytes_only", "embed_dtype": "bfloat16"},
     ).content
+    told = httpx.post(f"{embedder.url}/v1/embeddings", json={"input": "a", "encoding_format": "bytes"})
+    metadata = json.loads(told.headers["metadata"])
+    assert (metadata["model"], metadata["data"][0]["end"]) == ("模型", len(told.content))
+    assert metadata["usage"]["prompt_tokens"] == 3
     widened = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_allclose(widened[:64], whole, rtol=2**-8)
 

@@ -63,8 +63,8 @@ class Running:
         assert not self._thread.is_alive()
 
 
-def pocket(*, dev_mode: bool = False, **config: Any) -> Running:
-    """A server of the bundled model; it needs the extension."""
+def serving(settings: dict[str, Any] | None = None, **config: Any) -> Running:
+    """A server of the bundled model or of another small one; it needs the extension."""
     from octavo import launch
     from octavo.config.engine import EngineConfig
 
@@ -72,4 +72,4 @@ def pocket(*, dev_mode: bool = False, **config: Any) -> Running:
         small = {"kv_cache_memory_bytes": 16 << 20, "max_num_seqs": 32, "threads": 1, "quiet": True}
         return launch.service(launch.build(EngineConfig(**{**small, **config})), metrics)
 
-    return Running(load, dev_mode=dev_mode)
+    return Running(load, **(settings or {}))

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, pocket
+from running import LIMIT_S, serving
 
 CHATS = [
     [{"role": "user", "content": "Why is the sky blue?"}],
@@ -21,7 +21,7 @@ GREEDY = {"model": "pocket", "max_tokens": 8, "temperature": 0}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with pocket() as running:
+    with serving() as running:
         yield running.url
 
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, pocket
+from running import LIMIT_S, serving
 
 SCHEMA = {
     "type": "object",
@@ -29,7 +29,7 @@ LIMITS = (1, 9, 24, 50)
 @pytest.fixture(scope="module", params=["none", "hermes", "qwen3_coder"])
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """(format, URL) of servers that write calls in plain JSON, in marks around JSON, in tags."""
-    with pocket(tool_call_parser=request.param) as running:
+    with serving(tool_call_parser=request.param) as running:
         yield request.param, running.url
 
 

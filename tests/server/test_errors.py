@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from octavo.errors import QueueFull, Unavailable
+from octavo.types.engine import Finish
+from octavo.types.job import Event
 
 HUGE = [2**31, 2**63, -(2**63) - 1, 10**30]
 
@@ -254,6 +257,13 @@ def test_unavailable(client: Any, stream: bool) -> None:
     response = client.chat(stream=stream)
     assert check(response, 503)["type"] == "ServiceUnavailableError"
     assert "retry-after" in response.headers
+
+
+def test_a_vector_that_the_shutdown_cuts_off_may_be_asked_for_again(client: Any) -> None:
+    client.fake.preparer.pooler = SimpleNamespace(kind="embed", labels=(), scores=False, prompts=())
+    client.fake.script = [Event(index=0, finish=Finish("abort"))]
+    reply = client.post("/v1/embeddings", {"input": "a"})
+    assert (reply.status_code, "retry-after" in reply.headers) == (503, True), reply.text
 
 
 def test_prompt_too_long(client: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running, pocket
+from running import LIMIT_S, Running, serving
 
 ASK: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 PERSON = {
@@ -48,7 +48,7 @@ TOOLS: Any = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with pocket() as running:
+    with serving() as running:
         yield running
 
 

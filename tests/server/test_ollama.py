@@ -392,7 +392,11 @@ def test_embeddings(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reply["total_duration"] >= 1
     assert bodies[0]["model"] == "pocket"
     assert (bodies[0]["dimensions"], bodies[0]["truncate_prompt_tokens"]) == (2, -1)
-    assert client.post("/api/embed", {"model": "pocket", "input": []}).json()["embeddings"] == []
+    reply = client.post("/api/embed", {"model": "pocket", "input": ["a", "", "b"]}).json()
+    assert len(reply["embeddings"]) == 3
+    for nothing in ("", []):
+        assert client.post("/api/embed", {"model": "pocket", "input": nothing}).json()["embeddings"] == []
+    assert client.post("/api/embeddings", {"model": "pocket", "prompt": ""}).json() == {"embedding": []}
     one = client.post("/api/embeddings", {"model": "pocket", "prompt": "a"})
     assert one.json() == {"embedding": [0.5, -1.0]}
     bad = client.post("/api/embed", {"model": "pocket", "input": "bad", "truncate": False})

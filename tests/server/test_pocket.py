@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running, pocket
+from running import LIMIT_S, Running, serving
 
 BAD: list[dict[str, Any]] = [
     {"n": 0},
@@ -31,7 +31,7 @@ BAD: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with pocket() as running:
+    with serving() as running:
         yield running
 
 

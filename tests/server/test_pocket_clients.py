@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running, pocket
+from running import LIMIT_S, Running, serving
 from test_schema import Checker
 from test_schema import check as check_openai
 
@@ -34,7 +34,7 @@ class Paint(pydantic.BaseModel):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with pocket() as running:
+    with serving() as running:
         yield running
 
 
@@ -93,7 +93,7 @@ def test_calls_parsed_into_models(oai: openai.OpenAI, choice: Any) -> None:
 
 
 def test_embeddings_of_the_bundled_model() -> None:
-    with pocket(runner="pooling", convert="embed") as running:
+    with serving(runner="pooling", convert="embed") as running:
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", timeout=LIMIT_S) as client:
             made = client.embeddings.create(model=MODEL, input=["a b", "c"])
             assert [one.index for one in made.data] == [0, 1]

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running, pocket
+from running import LIMIT_S, Running, serving
 from test_anthropic import check as check_anthropic
 from test_anthropic import events_of as anthropic_events
 from test_responses import check, check_event, events_of
@@ -24,7 +24,7 @@ GREEDY: Any = {"model": "pocket", "temperature": 0}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with pocket(dev_mode=True) as running:
+    with serving({"dev_mode": True}) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, pocket
+from running import LIMIT_S, serving
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -27,7 +27,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = Path(tmp_path_factory.mktemp("template")) / "thinks.jinja"
     path.write_text(TEMPLATE, encoding="utf-8")
     config = {"chat_template": str(path), "reasoning_parser": "qwen3", "tool_call_parser": "hermes"}
-    with pocket(**config) as running:
+    with serving(**config) as running:
         yield running.url
 
 

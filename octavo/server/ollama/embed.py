@@ -37,7 +37,7 @@ def routes(state: State) -> list[Route]:
 
     async def embed(request: Request) -> Response:
         body = convert(await read_object(request, state.settings, any_type=True), EmbedRequest)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        texts = _texts(body.input) if isinstance(body.input, str) else body.input
         began_s = time.monotonic()
         asked: dict[str, Any] = {"dimensions": body.dimensions}
         if body.truncate is not False:
@@ -56,7 +56,9 @@ def routes(state: State) -> list[Route]:
     async def one(request: Request) -> Response:
         body = convert(await read_object(request, state.settings, any_type=True), OneEmbedRequest)
         asked = {"truncate_prompt_tokens": -1}
-        vectors, _ = await unless_gone(request, _vectors(request, state, body.model, [body.prompt], asked))
+        vectors, _ = await unless_gone(
+            request, _vectors(request, state, body.model, _texts(body.prompt), asked)
+        )
         return reply(OneEmbedReply(vectors[0] if vectors else []))
 
     return [
@@ -65,18 +67,22 @@ def routes(state: State) -> list[Route]:
     ]
 
 
+def _texts(text: str) -> list[str]:
+    """One text; an empty one is none, as in Ollama."""
+    return [text] if text else []
+
+
 async def _vectors(
     request: Request, state: State, model: str, texts: list[str], asked: dict[str, Any]
 ) -> tuple[list[list[float]], int]:
-    """(a vector for each text that is not empty, tokens). Raises OctavoError."""
+    """(a vector for each text, tokens). Raises OctavoError."""
     name, _ = choose(state, model)
     inner = state.inner
     if inner is None or not serves(getattr(inner, "routes", ()), _EMBEDDINGS):
         raise BadRequest(f"{model[:200]} does not support embeddings.", param="model")
-    wanted = [text for text in texts if text]
-    if not wanted:
+    if not texts:
         return [], 0
-    body = {"model": name, "input": wanted, "encoding_format": "base64", **asked}
+    body = {"model": name, "input": texts, "encoding_format": "base64", **asked}
     body = {key: value for key, value in body.items() if value is not None}
     tenant = str(request.scope.get(TENANT, ""))
     status, _, text = await post(inner, _EMBEDDINGS, msgspec.json.encode(body), request_name(request), tenant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -143,9 +144,9 @@ class Encoder:
                 "created": work.created,
                 "model": work.model,
                 "data": data,
-                "usage": work.counts(),
+                "usage": msgspec.to_builtins(work.counts()),
             }
-            headers["metadata"] = msgspec.json.encode(told).decode("ascii", "replace")
+            headers["metadata"] = json.dumps(told)  # ASCII, whatever the model is called
         return Response(b"".join(parts), media_type="application/octet-stream", headers=headers)
 
     def _bytes(self, numbers: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, Unavailable
 from octavo.server.hub import PoolerInfo
 from octavo.server.limits import INT32_MAX, at_most, check_ids, check_messages, check_template
 from octavo.server.pooling.bodies import InputBody, PoolingBody, PoolingUsage
@@ -116,7 +116,7 @@ class Work:
                 found[choice] = event.pooled if event.pooled is not None else found[choice]
         self.usage = run.usage
         if any(one is None for one in found):
-            raise BadRequest("This request was aborted.")
+            raise Unavailable("The server stopped before the answer was finished.")
         return found
 
     def counts(self) -> PoolingUsage:
