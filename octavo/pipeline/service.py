@@ -149,17 +149,16 @@ class Service:
         self._check(job)
         if any(request.id in self._leaving for request in prepared.requests):
             prepared = _renamed(prepared, next(self._serials))
-        stream = JobStream(job.id, prepared, self._close)
-        self._register(stream)
-        unsent = [request.id for request in prepared.requests]
+        sent: list[str] = []
         try:
             for request in prepared.requests:
                 self._client.submit(request)
-                unsent.remove(request.id)
+                sent.append(request.id)
         except BaseException:
-            stream.close()
-            self._leaving.difference_update(unsent)
+            self._abort_in_engine(sent)
             raise
+        stream = JobStream(job.id, prepared, self._close)
+        self._register(stream)  # outputs come by way of the loop, so not before
         if prepared.unbounded:
             self._warn_unbounded(prepared)
         return stream

@@ -297,15 +297,21 @@ def test_an_engine_that_is_silently_gone_is_not_ready(preparer: Preparer) -> Non
 
 
 def test_a_full_queue_leaves_nothing_behind(preparer: Preparer) -> None:
+    recorder = FakeRecorder()
+
     async def body(service: Service, client: FakeClient) -> None:
         client.room = 1
         with pytest.raises(QueueFull):
             await service.submit(job(n=3))
-        assert "j-0" in client.aborted
+        assert client.aborted == ["j-0"]
+        client.say("j-0", [70], Finish("abort"))
+        await asyncio.sleep(0)
         assert service.open_jobs == 0
         assert not service._sequences
+        assert not service._leaving
+        assert not recorder.finished, "what was refused is no request that ended"
 
-    run(preparer, body)
+    run(preparer, body, recorder=recorder)
 
 
 def test_refused_jobs_never_reach_the_engine(preparer: Preparer) -> None:
