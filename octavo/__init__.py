@@ -14,6 +14,9 @@ _LAZY = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.llm",
     "SamplingParams": "octavo.types.sampling",
+    "StructuredOutputsParams": "octavo.types.structured",
+    "BeamSearchParams": "octavo.types.beam",
+    "LoRARequest": "octavo.types.lora",
     "PoolingParams": "octavo.types.pooling",
     "PoolingRequestOutput": "octavo.types.pooling",
     "EmbeddingRequestOutput": "octavo.types.pooling",
@@ -25,6 +28,8 @@ _LAZY = {
 
 if TYPE_CHECKING:
     from octavo.llm import LLM, AsyncLLM
+    from octavo.types.beam import BeamSearchParams
+    from octavo.types.lora import LoRARequest
     from octavo.types.outputs import CompletionOutput, RequestOutput
     from octavo.types.pooling import (
         ClassificationRequestOutput,
@@ -34,18 +39,22 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from octavo.types.sampling import SamplingParams
+    from octavo.types.structured import StructuredOutputsParams
 
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchParams",
     "ClassificationRequestOutput",
     "CompletionOutput",
     "EmbeddingRequestOutput",
+    "LoRARequest",
     "PoolingParams",
     "PoolingRequestOutput",
     "RequestOutput",
     "SamplingParams",
     "ScoringRequestOutput",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

@@ -33,7 +33,7 @@ class Remote:
         Raises ConfigError for a bad `url` and ServerError when no server answers.
         """
         self._parts = _split(url)
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json", "Connection": "close"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_s = timeout_s
