@@ -2,10 +2,10 @@
 
 4 bits (Dettmers et al. 2023): `X.weight` uint8 holds the codes of the flattened matrix, two a byte, the
 first in the high half; each stands for a number of `X.weight.quant_map` [16] (NF4 or FP4), times the largest
-size of its block of 64 (say) neighbours, blocks running on from row to row. `X.weight.absmax` has those
-sizes, as floats or quantized once more: codes of `X.weight.nested_quant_map` [256] times
-`X.weight.nested_absmax` by block, plus `nested_offset`. `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`)
-is JSON in bytes that says the rest.
+size of its block of 64 (say) neighbours, blocks running on from row to row. The same bytes may stand as
+floats, which is what `bnb_4bit_quant_storage` chooses. `X.weight.absmax` has those sizes, as floats or
+quantized once more: codes of `X.weight.nested_quant_map` [256] times `X.weight.nested_absmax` by block, plus
+`nested_offset`. `X.weight.quant_state.bitsandbytes__nf4` (or `__fp4`) is JSON in bytes that says the rest.
 
 A stack of experts is `X` with `X.absmax` and so on, its blocks running on from expert to expert.
 
@@ -24,10 +24,12 @@ import numpy as np
 from octavo.errors import UnsupportedModel
 from octavo.ops.layouts import Int8, Layout
 from octavo.quant.format import F32, Tensors
-from octavo.quant.nf4 import in_blocks
+from octavo.quant.nf4 import U8, in_blocks
 
 _STATES = tuple(f"quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
 _NESTED = ("nested_absmax", "nested_quant_map")
+_STORAGE = {"uint8": 1, "int8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
+"""Dtypes that the bytes of codes stand in, and how many they hold."""
 _LARGEST_STATE = 1 << 16
 _BLOCK = range(1, 1 << 20)
 
@@ -47,8 +49,10 @@ class BitsAndBytes:
             return ("weight", "SCB")
         for weight, dot in (("weight", "weight."), ("", "")):
             if f"{stem}.{dot}absmax" in present:
-                known = [word for word in (*_NESTED, *_STATES) if f"{stem}.{dot}{word}" in present]
-                return (weight, *(f"{dot}{word}" for word in ("absmax", "quant_map", *known)))
+                there = [word for word in (*_NESTED, *_STATES) if f"{stem}.{dot}{word}" in present]
+                nested = _NESTED if any(word in _NESTED for word in there) else ()
+                states = [word for word in there if word in _STATES]
+                return (weight, *(f"{dot}{word}" for word in ("absmax", "quant_map", *nested, *states)))
         return ()
 
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
@@ -73,13 +77,21 @@ def _four(tensors: Tensors, rows: int, cols: int) -> Layout:
         raise tensors.error(_suffix(tensors), f"gives the shape {said}, expected {shape}")
     if experts > 1 and (count % block or count % 2):
         raise UnsupportedModel(f"bitsandbytes' blocks of {block} in {tensors.stem} hold several experts.")
-    flat = tensors.ints(tensors.suffixes[0], "uint8", ((experts * count + 1) // 2, 1)).reshape(-1)
+    flat = _bytes(tensors, (experts * count + 1) // 2)
     flat = flat[expert * count // 2 : (expert * count + count + 1) // 2]
     codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[:count]
     table = tensors.floats(_word(tensors, "quant_map"), (16,))
     blocks = -(-count // block)
     sizes = _sizes(tensors, state, blocks * experts)[expert * blocks : (expert + 1) * blocks]
     return in_blocks(codes, table, sizes, block, rows, cols)
+
+
+def _bytes(tensors: Tensors, count: int) -> U8:
+    """The codes, two a byte, whatever dtype they stand in."""
+    suffix = tensors.suffixes[0]
+    wide = _STORAGE.get(tensors.stored(suffix).dtype, 1)
+    words = tensors.get(suffix, tuple(_STORAGE), (-(-count // wide), 1)).data
+    return np.ascontiguousarray(words).view(np.uint8).reshape(-1)[:count]
 
 
 def _word(tensors: Tensors, word: str) -> str:
@@ -95,7 +107,7 @@ def _sizes(tensors: Tensors, state: dict[str, Any], blocks: int) -> F32:
     block = _number(tensors, state, "nested_blocksize")
     over = tensors.floats(_word(tensors, "nested_absmax"), (-(-blocks // block),))
     table = tensors.floats(_word(tensors, "nested_quant_map"), (256,))
-    offset = state.get("nested_offset", 0)
+    offset = state.get("nested_offset")
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not math.isfinite(offset):
         raise tensors.error(_suffix(tensors), f"gives nested_offset {offset!r:.60}, expected a number")
     sizes = table[codes] * np.repeat(over, block)[:blocks] + np.float32(offset)

@@ -162,8 +162,12 @@ def _scheme(group: dict[str, Any], config: dict[str, Any]) -> _Scheme:
     )
 
 
-def _inputs(said: dict[str, Any] | None) -> _Inputs | None:
+def _inputs(said: Any) -> _Inputs | None:
     """None where inputs are not rounded to int8; floats of few bits stay floats here."""
+    if said is not None and not isinstance(said, dict):
+        raise UnsupportedModel(
+            f"The quantization config has input_activations {said!r:.60}, expected an object or null."
+        )
     if not said or said.get("type", "int") != "int" or said.get("num_bits", 8) != 8:
         return None
     fixed = not said.get("dynamic") and said.get("strategy", "tensor") == "tensor"
@@ -238,6 +242,6 @@ def _fp4(tensors: Tensors, rows: int, cols: int, scheme: _Scheme) -> Layout:
     if "weight_global_scale" not in tensors:
         raise tensors.error("weight_packed", "is NVFP4, but there is no weight_global_scale beside it")
     over = tensors.floats("weight_global_scale", tensors.stored("weight_global_scale").shape).reshape(-1)
-    if over.size != 1 or not over[0] > 0:
+    if over.size != 1 or not over[0] >= np.finfo(np.float32).tiny:
         raise tensors.error("weight_global_scale", f"holds {over[:4].tolist()}, expected one positive number")
     return small_floats.fp4(codes, cols, scale, group, float(np.float32(1) / over[0]))

@@ -13,6 +13,7 @@ from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.ops.layouts import FLOATS, Dense, Layout
 
 F32 = NDArray[np.float32]
+_HINT = "Does the quantization config belong to this checkpoint, and is its download complete?"
 Size = int | range | None
 """A dimension that a tensor must have: this size, one of these, or any."""
 
@@ -79,7 +80,7 @@ class Tensors:
         """The tensor's whole name."""
         return tensor_name(self.stem, suffix)
 
-    def error(self, suffix: str, what: str, hint: str = "") -> CheckpointError:
+    def error(self, suffix: str, what: str, hint: str = _HINT) -> CheckpointError:
         """An error that begins with the tensor and its file."""
         name = self.name(suffix)
         return CheckpointError(f"Tensor {name} in {self._store.file_of(name)} {what}.", hint=hint)

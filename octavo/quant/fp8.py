@@ -13,6 +13,7 @@ which others round activations to 8 bits, is not used: activations are floats he
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from typing import Any
 
@@ -57,9 +58,13 @@ class Fp8Checkpoint:
 
 
 def block_of(value: object, key: str) -> tuple[int, int] | None:
-    """A block's (rows, columns) of a quantization config, or None. UnsupportedModel for what is none."""
+    """A block's (rows, columns) of a quantization config, also written "128x128", or None. UnsupportedModel
+    for what is none.
+    """
     if value is None:
         return None
+    if isinstance(value, str) and (sizes := re.fullmatch(r"(\d{1,8})x(\d{1,8})", value)):
+        value = [int(size) for size in sizes.groups()]
     if isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 1 << 24 for n in value):
         return value[0], value[1]
     raise UnsupportedModel(f"The quantization config has {key} {value!r:.60}, expected two positive numbers.")

@@ -113,6 +113,8 @@ class TorchAo:
         codes = tensors.ints(_Q, "int8", (rows, cols))
         scale, group = _spread(tensors, _SCALE, rows, cols)
         zero = _spread(tensors, _ZERO, rows, cols)[0] if _ZERO in tensors else None
+        if zero is not None and zero.shape != scale.shape:
+            raise tensors.error(_ZERO, f"has {zero.shape[1]} groups, expected {scale.shape[1]} as of the scales")
         zero = zero if zero is not None and zero.any() else None
         inputs = self._of(tensors.stem)
         if inputs is None and codes.min(initial=0) >= -8 and codes.max(initial=0) <= 7:
@@ -166,12 +168,18 @@ def _spread(tensors: Tensors, suffix: str, rows: int, cols: int) -> tuple[F32, i
     return np.ascontiguousarray(by_row, np.float32), cols // shape[1]
 
 
+def _groups(tensors: Tensors, cols: int) -> int:
+    """How many groups of equal size the columns are in, by the scales [groups, rows]."""
+    shape = tensors.stored(_SCALE).shape
+    if len(shape) != 2 or not shape[0] or cols % shape[0]:
+        raise tensors.error(_SCALE, f"has shape {list(shape)}, which shares out no {cols} columns")
+    return shape[0]
+
+
 def _two_a_byte(tensors: Tensors, rows: int, cols: int) -> Int4Group:
     """Signed codes become unsigned ones when their upper bit is turned over."""
     codes = tensors.get(_Q, ("int8", "uint8"), (rows, (cols + 1) // 2)).data.view(np.uint8) ^ np.uint8(0x88)
-    groups = tensors.stored(_SCALE).shape[0]
-    if not groups or cols % groups:
-        raise tensors.error(_SCALE, f"has {groups} groups, which share out no {cols} columns")
+    groups = _groups(tensors, cols)
     scale = np.ascontiguousarray(tensors.floats(_SCALE, (groups, rows)).T)
     middle = np.ascontiguousarray(tensors.floats(_ZERO, (groups, rows)).T)
     return _about(codes, cols, scale, middle, cols // groups)
@@ -179,9 +187,7 @@ def _two_a_byte(tensors: Tensors, rows: int, cols: int) -> Int4Group:
 
 def _eight_a_word(tensors: Tensors, rows: int, cols: int) -> Int4Group:
     codes = tensors.ints(_Q, "int32", (rows, None)).view(np.uint8)[:, : (cols + 1) // 2]
-    groups = tensors.stored(_SCALE).shape[0]
-    if not groups or cols % groups:
-        raise tensors.error(_SCALE, f"has {groups} groups, which share out no {cols} columns")
+    groups = _groups(tensors, cols)
     scale = np.ascontiguousarray(tensors.floats(_SCALE, (groups, rows)).T)
     zero = np.ascontiguousarray(tensors.ints(_ZERO, "int8", (groups, rows)).T.astype(np.float32))
     return Int4Group(np.ascontiguousarray(codes), cols, scale, cols // groups, zero)

@@ -37,6 +37,21 @@ def test_four_bits(rows: int, cols: int, block: int, kind: type, fp4: bool, nest
     np.testing.assert_allclose(layout.dequantize(), values, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bfloat16", "float32"])
+def test_codes_seen_as_floats(dtype: str) -> None:
+    """bnb_4bit_quant_storage, as fine-tuning on several machines has it."""
+    tensors, values = packers.bnb4(np.random.default_rng(1), 24, 128, nested=True)
+    kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    tensors["weight"] = (tensors["weight"].reshape(-1).view(kind).reshape(-1, 1), dtype)
+    np.testing.assert_allclose(read(tensors, 24, 128).dequantize(), values, rtol=1e-6, atol=1e-8)
+
+
+def test_both_parts_of_nested_sizes_are_asked_for() -> None:
+    for left in ("weight.nested_absmax", "weight.nested_quant_map"):
+        words = BitsAndBytes({}).suffixes("m", {"m.weight", "m.weight.absmax", f"m.{left}", f"m.{STATE}"})
+        assert {"weight.nested_absmax", "weight.nested_quant_map"} <= set(words)
+
+
 def test_eight_bits() -> None:
     tensors, values = packers.bnb8(np.random.default_rng(1), 24, 80)
     layout = read(tensors, 24, 80)
@@ -55,6 +70,9 @@ def state(**changes: Any) -> np.ndarray[Any, Any]:
         ({STATE: state(shape=[24, 129])}, r"nf4 .* gives the shape \[24, 129\], expected \[24, 128\]"),
         ({STATE: state(blocksize=0)}, "gives blocksize 0"),
         ({STATE: state(nested_offset="x")}, "gives nested_offset 'x'"),
+        ({STATE: state(nested_offset=float("nan"))}, "gives nested_offset nan"),
+        ({STATE: state(nested_offset=None)}, "gives nested_offset None"),
+        ({"weight": np.zeros((769, 1), np.float16)}, r"m.weight .* shape \[769, 1\], expected \[768, 1\]"),
         ({STATE: np.frombuffer(b"{no}", np.uint8)}, "is not JSON"),
         ({STATE: np.frombuffer(b"[]", np.uint8)}, "is no JSON object"),
         ({"weight.absmax": np.zeros(3, np.uint8)}, r"absmax .* shape \[3\], expected \[48\]"),

@@ -13,7 +13,7 @@ from octavo.errors import CheckpointError, UnsupportedModel
 from octavo.ops.layouts import Activation, Fp8, Int4Group, Int8, Layout, Lut4
 from octavo.quant.compressed import CompressedTensors
 from octavo.quant.format import Format, Tensors
-from octavo.quant.fp8 import Fp8Checkpoint
+from octavo.quant.fp8 import Fp8Checkpoint, block_of
 
 
 def read(format: Format, tensors: dict[str, Any], rows: int, cols: int) -> Layout:
@@ -101,6 +101,10 @@ def test_float8(scales: str, strategy: str) -> None:
         same(format.read(Tensors("m", format.suffixes("m", held.tensors), held), 150, 290), values)
 
 
+def test_blocks_may_be_written_as_a_word() -> None:
+    assert block_of("128x64", "block_structure") == (128, 64)
+
+
 def test_scales_of_powers_of_two_and_one_number() -> None:
     tensors, values = packers.fp8(np.random.default_rng(1), 16, 80, scales="32")
     same(read(CompressedTensors(config(num_bits=8, type="float", group_size=32)), tensors, 16, 80), values)
@@ -168,7 +172,7 @@ def test_floats_that_are_no_numbers_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"m.weight_scale .* holds nan at \[1, 1\]"):
         read(CompressedTensors(config(num_bits=4, type="float")), tensors, 24, 64)
     tensors, _ = packers.fp4(np.random.default_rng(1), 24, 64, nv=True)
-    for value in (np.zeros(1, np.float32), np.ones(2, np.float32)):
+    for value in (np.zeros(1, np.float32), np.full(1, 1e-40, np.float32), np.ones(2, np.float32)):
         with pytest.raises(CheckpointError, match=r"weight_global_scale .* expected one positive number"):
             read(
                 CompressedTensors(config(num_bits=4, type="float")),
@@ -198,6 +202,7 @@ def test_rotations_that_are_part_of_the_weights_need_nothing() -> None:
     [
         (lambda: CompressedTensors({}), "no config_groups"),
         (lambda: CompressedTensors(config(num_bits=9)), "num_bits 9, expected 1 to 8"),
+        (lambda: CompressedTensors(config(["int8"], num_bits=8)), r"input_activations \['int8'\], expected an object"),
         (
             lambda: CompressedTensors({**config(), "sparsity_config": {"format": "sparse-24-bitmask"}}),
             "Sparse",
@@ -210,6 +215,7 @@ def test_rotations_that_are_part_of_the_weights_need_nothing() -> None:
         (lambda: CompressedTensors({**config(), **rotated("weight_input", "input")}), r"\(input\)"),
         (lambda: CompressedTensors({**config(), **rotated()}), "rotates activations"),
         (lambda: Fp8Checkpoint({"weight_block_size": [0, 1]}), "weight_block_size"),
+        (lambda: CompressedTensors(config(num_bits=8, block_structure="0x128")), "block_structure"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(make: Any, said: str) -> None:

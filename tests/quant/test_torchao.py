@@ -121,6 +121,7 @@ def test_inputs_are_rounded_as_the_config_says() -> None:
         ({"_weight_scale": np.zeros((0, 0), np.float32)}, "which shares out no"),
         ({"_weight_scale": np.full((24, 3), np.inf, np.float32)}, "holds inf"),
         ({"_weight_zero_point": np.zeros((23, 3), np.int8)}, "which shares out no"),
+        ({"_weight_zero_point": np.zeros((24, 1), np.int8)}, "zero_point .* has 1 groups, expected 3"),
         ({"_weight_act_pre_scale": np.ones(95, np.float32)}, "holds 95 numbers, expected 96"),
         ({"_weight_scale": (np.ones((24, 5), np.uint8), "float8_e8m0fnu")}, r"expected \[32, 16\]"),
     ],
@@ -129,6 +130,14 @@ def test_damage_is_one_sentence(changes: dict[str, Any], said: str) -> None:
     tensors, _ = packers.torchao(np.random.default_rng(0), 24, 96)
     with pytest.raises(CheckpointError, match=said):
         read({**tensors, **changes}, 24, 96)
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (0, 24), (5, 24)])
+def test_scales_by_group_must_share_out_the_columns(shape: tuple[int, ...]) -> None:
+    for pack in (packers.torchao4, packers.torchao_words):
+        tensors, _ = pack(np.random.default_rng(0), 24, 96)
+        with pytest.raises(CheckpointError, match=r"_weight_scale .* shares out no 96 columns"):
+            read({**tensors, "_weight_scale": np.ones(shape, np.float16)}, 24, 96)
 
 
 def test_what_is_not_read_is_named() -> None:
