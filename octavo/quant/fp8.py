@@ -7,8 +7,8 @@ A module X stands as `X.weight`, 8-bit floats [rows, cols], beside one of
 
 Stacks of experts are `X` [experts, rows, cols] and `X_scale_inv` [experts, ...].
 
-The number is weight * scale; despite its name that of weight_scale_inv multiplies too. `X.input_scale`, with
-which others round activations to 8 bits, is not used: activations are floats here.
+The number is weight * scale; despite its name that of weight_scale_inv multiplies too. `X.input_scale` (once
+`X.act_scale`), with which others round activations to 8 bits, is not used: activations are floats here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Fp8Checkpoint:
 
     method = "fp8"
     unused: tuple[str, ...] = (
-        r"\.(input|output)_scale(_ub)?$",
+        r"\.(input|output|act)_scale(_ub)?$",
         r"_activation_scale$",
         r"\.[kqv]_scale$",
         r"\.kv_scale$",

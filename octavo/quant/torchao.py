@@ -114,7 +114,9 @@ class TorchAo:
         scale, group = _spread(tensors, _SCALE, rows, cols)
         zero = _spread(tensors, _ZERO, rows, cols)[0] if _ZERO in tensors else None
         if zero is not None and zero.shape != scale.shape:
-            raise tensors.error(_ZERO, f"has {zero.shape[1]} groups, expected {scale.shape[1]} as of the scales")
+            raise tensors.error(
+                _ZERO, f"has {zero.shape[1]} groups, expected {scale.shape[1]} as of the scales"
+            )
         zero = zero if zero is not None and zero.any() else None
         inputs = self._of(tensors.stem)
         if inputs is None and codes.min(initial=0) >= -8 and codes.max(initial=0) <= 7:
