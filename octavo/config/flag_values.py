@@ -54,7 +54,7 @@ def read(
         return None
     try:
         result = _READERS[kind](value)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise bad_value(name, value, EXPECTED[kind]) from None
     if isinstance(result, (int, float)) and not isinstance(result, bool):
         _check_bounds(name, value, result, least, most)

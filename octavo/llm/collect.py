@@ -132,7 +132,8 @@ class Collector:
         `lora_request`: shown in the outputs.
         """
         self.request_id = request_id
-        self._started = started
+        self._prompt = started.prompt
+        self._prompt_ids = list(started.prompt_ids)
         self._token_bytes = token_bytes
         self._n = sampling.n
         self.best_of = best_of
@@ -153,7 +154,7 @@ class Collector:
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt as it was run."""
-        return len(self._started.prompt_ids)
+        return len(self._prompt_ids)
 
     @property
     def finished(self) -> bool:
@@ -211,8 +212,8 @@ class Collector:
             output.lora_request = self._lora_request
         return RequestOutput(
             request_id=self.request_id,
-            prompt=self._started.prompt,
-            prompt_token_ids=list(self._started.prompt_ids),
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_ids,
             prompt_logprobs=self._prompt_logprobs,
             outputs=outputs,
             finished=self.finished,

@@ -37,6 +37,7 @@ class Adapters:
         self._store = store
         self._reserved = frozenset(reserved)
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._named: dict[str, Named] = {}
 
     def list(self) -> tuple[Named, ...]:
@@ -89,23 +90,30 @@ class Adapters:
         """The adapter that a script asks for, read when it is new. Raises as `add`; BadRequest when the name
         stands for another path.
         """
+        if (known := self._known(wanted)) is not None:
+            return known
+        with self._reading:  # others that ask for it meanwhile find it here
+            return self._known(wanted) or self.add(
+                wanted.lora_name,
+                wanted.lora_path,
+                base=wanted.base_model_name,
+                in_place=wanted.load_inplace,
+                number=wanted.lora_int_id,
+            )
+
+    def _known(self, wanted: LoRARequest) -> Adapter | None:
+        """The adapter when it need not be read. Raises BadRequest when its name stands for another path."""
         with self._lock:
             named = self._named.get(wanted.lora_name)
-        if named is not None and not wanted.load_inplace:
-            if named.path != wanted.lora_path:
-                raise BadRequest(
-                    f"The adapter {wanted.lora_name!r} was read from {named.path}, not {wanted.lora_path}.",
-                    hint="Use another lora_name, or load_inplace=True.",
-                    param="lora_request",
-                )
-            return named.adapter
-        return self.add(
-            wanted.lora_name,
-            wanted.lora_path,
-            base=wanted.base_model_name,
-            in_place=wanted.load_inplace,
-            number=wanted.lora_int_id,
-        )
+        if named is None or wanted.load_inplace:
+            return None
+        if named.path != wanted.lora_path:
+            raise BadRequest(
+                f"The adapter {wanted.lora_name!r} was read from {named.path}, not {wanted.lora_path}.",
+                hint="Use another lora_name, or load_inplace=True.",
+                param="lora_request",
+            )
+        return named.adapter
 
     def _check_name(self, name: str, in_place: bool) -> None:
         if not name or len(name) > 200 or not name.isprintable():

@@ -192,8 +192,11 @@ def members(text: str) -> dict[str, Any]:
             in_string = True
         elif char == ",":
             end, left = at, tuple(closers)
-        elif char in "{[" or (char in "}]" and closers):
-            closers.pop() if char in "}]" else closers.append(_CLOSERS[char])
+        elif char in "{[":
+            closers.append(_CLOSERS[char])
+            end, left = at + 1, tuple(closers)
+        elif char in "}]" and closers:
+            closers.pop()
             end, left = at + 1, tuple(closers)
     whole = text[:end] + "".join(reversed(left))
     try:

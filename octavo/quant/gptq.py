@@ -27,7 +27,6 @@ from octavo.quant.format import Tensors, flag, group_size, integer
 from octavo.quant.patterns import Pattern
 
 BITS = (2, 3, 4, 8)
-_DYNAMIC = "The quantization config's dynamic has"
 _THIRDS = (0x24924924, 0x92492492, 0x49249249)
 """Earlier releases of GPTQModel took these off the words of 3-bit zero points in turn, and put them back."""
 

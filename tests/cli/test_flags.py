@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -192,6 +193,7 @@ def test_one_notice_however_often_a_flag_is_given(table: Table) -> None:
         ("--logits-processors a.b:C d:E", "--logits-processors: a.b:C, d:E cannot be used"),
         ("--port 65536", "--port: '65536' is not accepted; give a number from 0 to 65535."),
         ("--max-num-seqs 0", "--max-num-seqs: '0' is not accepted; give a number from 1."),
+        ("--max-num-seqs infk", "--max-num-seqs: 'infk' is not accepted; give a whole number"),
         ("--max-model-len 0", "--max-model-len: '0' is not accepted"),
         ("--kv-cache-memory 0", "--kv-cache-memory: '0' is not accepted"),
         ("--threads=-1", "--threads: '-1' is not accepted"),
@@ -224,6 +226,9 @@ def test_keywords_of_python(table: Table) -> None:
         from_keywords({"logits_processors": [Table]}, table)
     with pytest.raises(ConfigError, match=r"max_model_len: 2\.5 is not accepted"):
         from_keywords({"max_model_len": 2.5}, table)
+    for keyword, value in (("max_model_len", math.inf), ("hf_overrides", "[" * 100_000)):
+        with pytest.raises(ConfigError, match=f"{keyword}: .* is not accepted"):
+            from_keywords({keyword: value}, table)
 
 
 def test_config_file(tmp_path: Path, table: Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from lora_cases import (
     ALL,
+    GREEDY,
     PROMPTS,
     ask,
     make,
@@ -20,7 +22,7 @@ from lora_cases import (
     write_adapter,
 )
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.types.lora import LoRARequest
 
 ORACLES = Path(__file__).parents[3] / "shared" / "oracles"
@@ -130,6 +132,29 @@ def test_more_adapters_than_places(base: Path, tmp_path: Path) -> None:
             assert values(output)[0] == tokens
             assert np.array_equal(values(output)[1], numbers)
             assert output.lora_request in lora
+
+
+def test_async_requests_share_a_new_adapter(base: Path, tmp_path: Path) -> None:
+    """Requests that come together read it once; then it can be forgotten, and read again by its id."""
+    lora = request(1, write_adapter(tmp_path / "a", 1, 8, ALL))
+    [alone] = ask(make(base), PROMPTS[:1], lora)
+    llm = AsyncLLM(str(base), dtype="float32", enable_lora=True, skip_tokenizer_init=True, quiet=True)
+
+    async def answer() -> list[int]:
+        prompt = {"prompt_token_ids": PROMPTS[0]}
+        outputs = [output async for output in llm.generate(prompt, GREEDY, lora_request=lora)]
+        return outputs[-1].outputs[0].token_ids
+
+    async def go() -> None:
+        assert await asyncio.gather(*(answer() for _ in range(8))) == [values(alone)[0]] * 8
+        assert await llm.list_loras() == {1}
+        assert (await llm.remove_lora(1), await llm.remove_lora(1)) == (True, False)
+        assert not await llm.list_loras()
+        assert await llm.add_lora(lora)
+        assert await llm.pin_lora(1)
+        await llm.shutdown()
+
+    asyncio.run(go())
 
 
 def test_files_that_change_fail_one_request(base: Path, tmp_path: Path) -> None:

@@ -93,6 +93,20 @@ def test_unknown_modules_are_refused(folders: Any, tmp_path: Path) -> None:
         load(folder)
 
 
+def test_the_pooler_can_be_said(folders: Any) -> None:
+    folder = folders("embed").folder
+    [rows] = load(folder, pooler_config={"use_activation": False}).encode(
+        TEXTS[0], pooling_task="token_embed"
+    )
+    data = rows.outputs.data
+    for kind, row in (("MEAN", data.mean(axis=0)), ("cls", data[0]), ("LAST", data[-1])):
+        [found] = load(folder, pooler_config={"pooling_type": kind}).embed(TEXTS[0])
+        np.testing.assert_allclose(found.outputs.embedding, unit(row), **CLOSE)
+    for wrong in ({"pooling_type": "X"}, {"kind": 1}):
+        with pytest.raises(ConfigError, match="--pooler-config"):
+            load(folder, pooler_config=wrong)
+
+
 def test_dimensions_cut_before_the_norm(folders: Any) -> None:
     llm = load(folders("embed").folder)
     (whole,) = llm.embed("hello", PoolingParams(use_activation=False))
