@@ -5,64 +5,91 @@ Names load on first use, so that ``import octavo`` costs milliseconds.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "LLM": "octavo.llm",
-    "AsyncLLM": "octavo.llm",
-    "SamplingParams": "octavo.types.sampling",
-    "StructuredOutputsParams": "octavo.types.structured",
-    "BeamSearchParams": "octavo.types.beam",
-    "LoRARequest": "octavo.types.lora",
-    "PoolingParams": "octavo.types.pooling",
-    "PoolingRequestOutput": "octavo.types.pooling",
-    "EmbeddingRequestOutput": "octavo.types.pooling",
-    "ClassificationRequestOutput": "octavo.types.pooling",
-    "ScoringRequestOutput": "octavo.types.pooling",
-    "RequestOutput": "octavo.types.outputs",
-    "CompletionOutput": "octavo.types.outputs",
-}
-
 if TYPE_CHECKING:
-    from octavo.llm import LLM, AsyncLLM
+    from octavo.llm import (
+        LLM,
+        AsyncEngineArgs,
+        AsyncLLM,
+        AsyncLLMEngine,
+        EngineArgs,
+        LLMEngine,
+        ModelRegistry,
+        PromptType,
+        TextPrompt,
+        TokensPrompt,
+    )
     from octavo.types.beam import BeamSearchParams
     from octavo.types.lora import LoRARequest
     from octavo.types.outputs import CompletionOutput, RequestOutput
     from octavo.types.pooling import (
+        ClassificationOutput,
         ClassificationRequestOutput,
+        EmbeddingOutput,
         EmbeddingRequestOutput,
+        PoolingOutput,
         PoolingParams,
         PoolingRequestOutput,
+        ScoringOutput,
         ScoringRequestOutput,
     )
-    from octavo.types.sampling import SamplingParams
-    from octavo.types.structured import StructuredOutputsParams
+    from octavo.types.sampling import RequestOutputKind, SamplingParams
+    from octavo.types.structured import GuidedDecodingParams, StructuredOutputsParams
+
+_HOMES = {
+    "octavo.llm": (
+        "LLM AsyncEngineArgs AsyncLLM AsyncLLMEngine EngineArgs LLMEngine ModelRegistry PromptType "
+        "TextPrompt TokensPrompt"
+    ),
+    "octavo.types.beam": "BeamSearchParams",
+    "octavo.types.lora": "LoRARequest",
+    "octavo.types.outputs": "CompletionOutput RequestOutput",
+    "octavo.types.pooling": (
+        "ClassificationOutput ClassificationRequestOutput EmbeddingOutput EmbeddingRequestOutput "
+        "PoolingOutput PoolingParams PoolingRequestOutput ScoringOutput ScoringRequestOutput"
+    ),
+    "octavo.types.sampling": "RequestOutputKind SamplingParams",
+    "octavo.types.structured": "GuidedDecodingParams StructuredOutputsParams",
+}
+NAMES = {name: home for home, names in _HOMES.items() for name in names.split()}
+"""Every name of this module, and where it comes from."""
 
 __all__ = [
     "LLM",
+    "AsyncEngineArgs",
     "AsyncLLM",
+    "AsyncLLMEngine",
     "BeamSearchParams",
+    "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "EngineArgs",
+    "GuidedDecodingParams",
+    "LLMEngine",
     "LoRARequest",
+    "ModelRegistry",
+    "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
+    "PromptType",
     "RequestOutput",
+    "RequestOutputKind",
     "SamplingParams",
+    "ScoringOutput",
     "ScoringRequestOutput",
     "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from octavo.collector import paused
+    from octavo.aliases import later
 
-        with paused():
-            return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    return later("octavo", NAMES)(name)

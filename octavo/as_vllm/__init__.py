@@ -14,74 +14,75 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from octavo import NAMES
+
 VLLM_VERSION = "0.32.0"
 """The release whose names these are; scripts compare it."""
 
-_OUTPUTS = dict.fromkeys(("RequestOutput", "CompletionOutput", "RequestMetrics"), "octavo.types.outputs")
-_SAMPLING = {
-    "SamplingParams": "octavo.types.sampling",
-    "RequestOutputKind": "octavo.types.sampling",
-    "BeamSearchParams": "octavo.types.beam",
-    "StructuredOutputsParams": "octavo.types.structured",
-    "GuidedDecodingParams": "octavo.types.structured",
-    "RepetitionDetectionParams": "octavo.types.repetition",
-}
-_POOLING = dict.fromkeys(
+_SAMPLING = dict.fromkeys(
     (
-        "PoolingParams",
-        "PoolingOutput",
-        "PoolingRequestOutput",
-        "EmbeddingOutput",
-        "EmbeddingRequestOutput",
-        "ClassificationOutput",
-        "ClassificationRequestOutput",
-        "ScoringOutput",
-        "ScoringRequestOutput",
+        *("SamplingParams", "RequestOutputKind", "BeamSearchParams", "StructuredOutputsParams"),
+        *("GuidedDecodingParams", "RepetitionDetectionParams"),
     ),
-    "octavo.types.pooling",
+    "octavo.sampling_params",
 )
-_ARGS = {"EngineArgs": "octavo.llm", "AsyncEngineArgs": "octavo.llm"}
-_PROMPTS = {"TextPrompt": "octavo.llm", "TokensPrompt": "octavo.llm", "PromptType": "octavo.as_vllm.extras"}
-_ASYNC = {"AsyncLLM": "octavo.llm", "AsyncLLMEngine": "octavo.as_vllm.extras"}
-_EXTRAS = dict.fromkeys(
-    ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext"), "octavo.as_vllm.extras"
+_POOLED = (
+    *("PoolingOutput", "PoolingRequestOutput", "EmbeddingOutput", "EmbeddingRequestOutput"),
+    *("ClassificationOutput", "ClassificationRequestOutput", "ScoringOutput", "ScoringRequestOutput"),
 )
+_OUTPUTS = dict.fromkeys(("RequestOutput", "CompletionOutput", "RequestMetrics", *_POOLED), "octavo.outputs")
+_BEAMS = dict.fromkeys(("BeamSearchOutput", "BeamSearchSequence"), "octavo.outputs")
+_LOGPROBS = dict.fromkeys(("Logprob", "FlatLogprobs"), "octavo.logprobs")
+_ARGS = dict.fromkeys(("EngineArgs", "AsyncEngineArgs"), "octavo.llm")
+_PROMPTS = dict.fromkeys(("TextPrompt", "TokensPrompt", "PromptType"), "octavo.inputs")
+_ENGINE = {"LLMEngine": "octavo.llm"}
+_ASYNC = dict.fromkeys(("AsyncLLM", "AsyncLLMEngine"), "octavo.llm")
+_CONFIGS = dict.fromkeys(
+    ("PoolerConfig", "CompilationConfig", "StructuredOutputsConfig", "KVTransferConfig"),
+    "octavo.llm.configs",
+)
+_UTILS = dict.fromkeys(
+    ("FlexibleArgumentParser", "random_uuid", "init_logger", "UsageContext", "Counter"), "octavo.utils"
+)
+_CLEANUP = {"cleanup_dist_env_and_memory": "octavo.utils"}
+_METRICS = dict.fromkeys(("Counter", "Gauge", "Histogram", "Metric", "Vector"), "octavo.types.metrics")
 
 MODULES: dict[str, dict[str, str]] = {
-    "vllm": {
-        "LLM": "octavo.llm",
-        "AsyncLLMEngine": "octavo.as_vllm.extras",
-        **_SAMPLING,
-        **_OUTPUTS,
-        **_POOLING,
-        **_ARGS,
-        **_PROMPTS,
-    },
+    "vllm": NAMES,
     "vllm.sampling_params": _SAMPLING,
-    "vllm.outputs": {**_OUTPUTS, **_POOLING},
-    "vllm.pooling_params": _POOLING,
-    "vllm.sequence": {"RequestMetrics": "octavo.types.outputs", "Logprob": "octavo.types.logprobs"},
-    "vllm.logprobs": dict.fromkeys(("Logprob", "FlatLogprobs"), "octavo.types.logprobs"),
+    "vllm.outputs": _OUTPUTS,
+    "vllm.pooling_params": {"PoolingParams": "octavo.pooling_params"},
+    "vllm.beam_search": _BEAMS,
+    "vllm.sequence": {"RequestMetrics": "octavo.outputs", **_LOGPROBS},
+    "vllm.logprobs": _LOGPROBS,
     "vllm.inputs": _PROMPTS,
     "vllm.inputs.data": _PROMPTS,
+    "vllm.config": _CONFIGS,
+    "vllm.distributed": _CLEANUP,
+    "vllm.distributed.parallel_state": _CLEANUP,
     "vllm.engine": {},
     "vllm.engine.arg_utils": _ARGS,
+    "vllm.engine.llm_engine": _ENGINE,
     "vllm.engine.async_llm_engine": _ASYNC,
     "vllm.v1": {},
     "vllm.v1.engine": {},
+    "vllm.v1.engine.llm_engine": _ENGINE,
     "vllm.v1.engine.async_llm": _ASYNC,
+    "vllm.v1.metrics": {},
+    "vllm.v1.metrics.reader": _METRICS,
     "vllm.entrypoints": {},
     "vllm.entrypoints.llm": {"LLM": "octavo.llm"},
     "vllm.entrypoints.api_server": {},
     "vllm.entrypoints.openai": {},
     "vllm.entrypoints.openai.api_server": {},
-    "vllm.utils": _EXTRAS,
-    "vllm.utils.argparse_utils": _EXTRAS,
-    "vllm.logger": _EXTRAS,
+    "vllm.utils": _UTILS,
+    "vllm.utils.argparse_utils": _UTILS,
+    "vllm.utils.counter": _UTILS,
+    "vllm.logger": _UTILS,
     "vllm.lora": {},
     "vllm.lora.request": {"LoRARequest": "octavo.lora.request"},
     "vllm.usage": {},
-    "vllm.usage.usage_lib": _EXTRAS,
+    "vllm.usage.usage_lib": _UTILS,
     "vllm.version": {},
 }
 """Module name to its names and the modules that they come from."""

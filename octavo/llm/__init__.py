@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from octavo.llm.inputs import TextPrompt, TokensPrompt
+from octavo.aliases import later
+from octavo.llm.inputs import PromptType, TextPrompt, TokensPrompt
 from octavo.llm.offline import LLM
 from octavo.llm.online import AsyncLLM
 
 if TYPE_CHECKING:
+    from octavo.llm.engine import LLMEngine
     from octavo.llm.engine_args import AsyncEngineArgs, EngineArgs
+    from octavo.llm.registry import ModelRegistry
 
-__all__ = ["LLM", "AsyncEngineArgs", "AsyncLLM", "EngineArgs", "TextPrompt", "TokensPrompt"]
+AsyncLLMEngine = AsyncLLM
 
+__all__ = [
+    "LLM",
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "AsyncLLMEngine",
+    "EngineArgs",
+    "LLMEngine",
+    "ModelRegistry",
+    "PromptType",
+    "TextPrompt",
+    "TokensPrompt",
+]
 
-def __getattr__(name: str) -> Any:
-    if name in ("EngineArgs", "AsyncEngineArgs"):
-        from octavo.llm import engine_args
-
-        return getattr(engine_args, name)
-    raise AttributeError(f"module 'octavo.llm' has no attribute {name!r}")
+__getattr__ = later(
+    __name__,
+    {
+        "EngineArgs": "octavo.llm.engine_args",
+        "AsyncEngineArgs": "octavo.llm.engine_args",
+        "LLMEngine": "octavo.llm.engine",
+        "ModelRegistry": "octavo.llm.registry",
+    },
+)

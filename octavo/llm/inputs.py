@@ -27,6 +27,7 @@ class TokensPrompt(TypedDict):
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt | Mapping[str, Any]
+PromptType = Prompt
 _KNOWN = frozenset({"prompt", "prompt_token_ids", "cache_salt", "type"})
 
 

@@ -13,6 +13,7 @@ from octavo.errors import BadRequest, OctavoError
 from octavo.llm.adapters import Requests, adapter_of, pair_lora
 from octavo.llm.args import keywords_of, settings_of
 from octavo.llm.collect import Collector, TokenBytes
+from octavo.llm.control import ControlCalls, Profile
 from octavo.llm.inputs import (
     Prompt,
     as_conversations,
@@ -23,6 +24,7 @@ from octavo.llm.inputs import (
     pair_sampling,
 )
 from octavo.llm.loop import Loop
+from octavo.llm.metrics import Recorded
 from octavo.llm.pooling import PoolingCalls
 from octavo.llm.waiting import Asked, WaitingCalls
 from octavo.types.beam import BeamSearchOutput, BeamSearchParams
@@ -33,6 +35,7 @@ from octavo.types.sampling import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from octavo.config.engine import EngineConfig
+    from octavo.llm.engine import LLMEngine
     from octavo.llm.tokenizer import TokenizerView
     from octavo.lora.registry import Adapters
     from octavo.pipeline.prepare import Prepared, Preparer
@@ -73,7 +76,7 @@ def token_bytes_of(preparer: Preparer) -> TokenBytes:
     return read
 
 
-class LLM(PoolingCalls, WaitingCalls):
+class LLM(PoolingCalls, WaitingCalls, ControlCalls):
     """A model, its tokenizer and the engine, in this process (no child process, no guard needed)."""
 
     def __init__(
@@ -132,10 +135,22 @@ class LLM(PoolingCalls, WaitingCalls):
         self._adapters = adapters
         self._engine = engine
         self._preparer = preparer
-        self._loop = Loop(engine)
+        self._recorded = Recorded(preparer.info.max_model_len)
+        self._profile = Profile()
+        self._loop = Loop(engine, self._recorded)
         self._token_bytes = token_bytes_of(preparer)
         self._numbers = itertools.count()
+        self._llm_engine: LLMEngine | None = None
         self._waiting = []
+
+    @property
+    def llm_engine(self) -> LLMEngine:
+        """The same engine with vLLM's lower interface: add_request, step, abort_request."""
+        from octavo.llm.engine import LLMEngine
+
+        if self._llm_engine is None:
+            self._llm_engine = LLMEngine(self)
+        return self._llm_engine
 
     def get_tokenizer(self) -> TokenizerView:
         """The tokenizer, with transformers' method names. Raises BadRequest when there is none."""
@@ -436,38 +451,6 @@ class LLM(PoolingCalls, WaitingCalls):
                 if event.finish is not None and collector.finished:
                     progress.done(collector.prompt_tokens, collector.output_tokens)
         return [collector.whole() for collector in collectors]
-
-    def reset_prefix_cache(self, *_: Any, **__: Any) -> bool:
-        """Forget cached prompts."""
-        self._engine.reset_prefix_cache()
-        return True
-
-    def sleep(self, level: int = 1, *_: Any, **__: Any) -> None:
-        """Give the KV cache's memory back; nothing is answered until `wake_up`. The weights stay, always.
-
-        Raises OctavoError while requests run.
-        """
-        check_level(level)
-        if self._engine.busy():
-            raise OctavoError(
-                "Requests are running.", hint="Read or close the iterators of stream=True first."
-            )
-        self._loop.asleep = True
-        self._engine.rest()
-
-    def wake_up(self, tags: list[str] | None = None) -> None:
-        """Answer again; `tags` have no effect, as all of it wakes at once."""
-        self._loop.asleep = False
-
-    def release_kv_cache_memory(self) -> None:
-        """Give the KV cache's memory back, cached prompts with it, unless requests run."""
-        self._engine.rest()
-
-
-def check_level(level: int) -> None:
-    """Refuse levels of sleep that vLLM does not have either."""
-    if level not in (0, 1, 2):
-        raise BadRequest(f"level={level!r} is none.", hint="Use 1 or 2.", param="level")
 
 
 def _raise_failure(collector: Collector) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from octavo.collector import paused
@@ -14,8 +14,9 @@ from octavo.errors import OctavoError, Unavailable
 from octavo.llm.adapters import adapter_of
 from octavo.llm.args import keywords_of
 from octavo.llm.collect import Collector
+from octavo.llm.control import RPC, ModelConfig, Profile, check_level, model_config, refuse_rpc
 from octavo.llm.inputs import Prompt, job_of_chat, job_of_prompt
-from octavo.llm.offline import check_level, default_params, make_config, token_bytes_of
+from octavo.llm.offline import default_params, make_config, token_bytes_of
 from octavo.llm.pooling import pooling_tokenization, settled
 from octavo.types.job import ChatOptions, Job, Started
 from octavo.types.lora import Adapter, LoRARequest
@@ -24,6 +25,7 @@ from octavo.types.pooling import PoolingOutput, PoolingParams, PoolingRequestOut
 from octavo.types.sampling import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
+    from octavo.config.engine import EngineConfig
     from octavo.llm.tokenizer import TokenizerView
     from octavo.pipeline.service import Service
 
@@ -39,11 +41,13 @@ class AsyncLLM:
         with paused():
             from octavo import launch
 
-        self._setup(launch.service(launch.build(config)), config.default_max_tokens)
+        self._setup(launch.service(launch.build(config)), config)
 
-    def _setup(self, service: Service, default_max_tokens: int | None) -> None:
+    def _setup(self, service: Service, config: EngineConfig) -> None:
+        self.config = config
         self._service = service
-        self._default_max_tokens = default_max_tokens
+        self._default_max_tokens = config.default_max_tokens
+        self._profile = Profile()
         self._token_bytes = token_bytes_of(service.preparer)
         self._starting: asyncio.Lock | None = None
         self._started = False
@@ -240,6 +244,45 @@ class AsyncLLM:
         """The lora_int_ids of the adapters that were read."""
         adapters = self._service.adapters
         return {named.number for named in adapters.list()} if adapters is not None else set()
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """What scripts read of vLLM's."""
+        return model_config(self.config, self._service.preparer)
+
+    async def get_model_config(self) -> ModelConfig:
+        """The same."""
+        return self.model_config
+
+    async def start_profile(self, profile_prefix: str | None = None) -> None:
+        """Begin to measure what steps spend their time with."""
+        self._profile.start(self._service.stats())
+
+    async def stop_profile(self) -> None:
+        """Log it, in one line."""
+        self._profile.stop(self._service.stats())
+
+    async def collective_rpc(
+        self,
+        method: str | Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """The answer, in a list, of a worker's method that this class has too. Raises NotHere for others."""
+        if not isinstance(method, str) or method not in RPC:
+            refuse_rpc(method)
+        return [await getattr(self, method)(*args, **(kwargs or {}))]
+
+    async def reset_mm_cache(self) -> None:
+        """Nothing: no images or sounds are kept."""
+
+    async def is_tracing_enabled(self) -> bool:
+        """No: spans belong to the server."""
+        return False
+
+    async def do_log_stats(self) -> None:
+        """Nothing: the line of statistics is written every ten seconds anyway."""
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The model's own defaults."""

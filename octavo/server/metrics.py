@@ -6,8 +6,7 @@ service, which calls this object as its recorder. Seconds and tokens throughout.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, product
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from octavo.types.metrics import FINISH_REASONS, counters, gauges, observed, request_histograms
 from octavo.types.stats import STEP_TOKEN_EDGES, EngineStats, RequestTimes
 
 if TYPE_CHECKING:
@@ -37,23 +37,6 @@ if TYPE_CHECKING:
     from octavo.server.state import State
 
 LABELS = ("model_name", "engine")
-FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-
-# Bucket edges as in vLLM, so that panels with fixed "le" values keep their meaning.
-_TTFT = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
-    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-_PER_TOKEN = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
-    *(10.0, 20.0, 40.0, 80.0),
-)
-_REQUEST = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
-_N = (1, 2, 5, 10, 20)
-
 _HTTP = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 _MODES = ("non_streaming", "streaming")
@@ -63,25 +46,6 @@ _KINDS = (*_KIND_OF.values(), "other")
 
 _MOST_REMEMBERED = 4096
 """Sequences whose last token's time is kept; far more than run at once."""
-
-_HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "time_to_first_token_seconds": ("Time to first token.", _TTFT),
-    "inter_token_latency_seconds": ("Time between two tokens of a sequence.", _PER_TOKEN),
-    "request_time_per_output_token_seconds": ("Mean time per output token of a request.", _PER_TOKEN),
-    "e2e_request_latency_seconds": ("Time from arrival to the last token.", _REQUEST),
-    "request_queue_time_seconds": ("Time from arrival until it first left the queue.", _REQUEST),
-    "request_inference_time_seconds": ("Time from leaving the queue to the last token.", _REQUEST),
-    "request_prefill_time_seconds": ("Time from leaving the queue to the first token.", _REQUEST),
-    "request_decode_time_seconds": ("Time from the first to the last token.", _REQUEST),
-    "request_params_n": ("n of a request.", _N),
-    "request_num_preemptions": ("How often a request was put back to wait.", _N),
-}
-
-
-def token_buckets(longest: int) -> tuple[float, ...]:
-    """Edges 1, 2, 5, 10, ... up to `longest` tokens."""
-    edges = [float(m * 10**e) for e in range(10) for m in (1, 2, 5) if m * 10**e <= max(longest, 1)]
-    return tuple(edges)
 
 
 class Metrics:
@@ -116,17 +80,7 @@ class Metrics:
     def watch(self, service: Hub, model_name: str) -> None:
         """Begin to report `service` under `model_name`; call once, before the first request."""
         labels = (model_name, "0")
-        longest = token_buckets(service.info.max_model_len)
-        tables = dict(_HISTOGRAMS)
-        tables["request_prompt_tokens"] = ("Prompt tokens of a request.", longest)
-        tables["request_prefill_kv_computed_tokens"] = (
-            "Prompt tokens of a request that were computed, not found in a cache.",
-            longest,
-        )
-        tables["request_generation_tokens"] = ("Generated tokens of a request.", longest)
-        tables["request_max_num_generation_tokens"] = ("Longest answer of a request.", longest)
-        tables["request_params_max_tokens"] = ("max_tokens of a request.", longest)
-        for name, (text, edges) in tables.items():
+        for name, (text, edges) in request_histograms(service.info.max_model_len).items():
             family = Histogram(self._prefix + name, text, LABELS, buckets=edges, registry=self.registry)
             self._histograms[name] = family.labels(*labels)
         self._inter_token = self._histograms["inter_token_latency_seconds"]
@@ -205,26 +159,8 @@ class Metrics:
         if not seen:
             return
         self._finished.get(times.finish_reason, self._finished["error"]).inc()
-        seen["request_prompt_tokens"].observe(times.prompt_tokens)
-        seen["request_generation_tokens"].observe(times.output_tokens)
-        seen["request_max_num_generation_tokens"].observe(times.output_tokens)
-        seen["request_params_n"].observe(times.n)
-        if times.max_tokens is not None:
-            seen["request_params_max_tokens"].observe(times.max_tokens)
-        seen["request_num_preemptions"].observe(times.preemptions)
-        started_s = times.arrival_s if times.started_s is None else times.started_s
-        seen["request_queue_time_seconds"].observe(started_s - times.arrival_s)
-        if times.first_token_s is None or times.last_token_s is None:
-            return
-        seen["request_prefill_kv_computed_tokens"].observe(times.prompt_tokens - times.cached_tokens)
-        seen["time_to_first_token_seconds"].observe(times.first_token_s - times.arrival_s)
-        seen["request_prefill_time_seconds"].observe(times.first_token_s - started_s)
-        seen["e2e_request_latency_seconds"].observe(times.last_token_s - times.arrival_s)
-        seen["request_inference_time_seconds"].observe(times.last_token_s - started_s)
-        decode_s = times.last_token_s - times.first_token_s
-        seen["request_decode_time_seconds"].observe(decode_s)
-        if times.output_tokens > 1:
-            seen["request_time_per_output_token_seconds"].observe(decode_s / (times.output_tokens - 1))
+        for name, value in observed(times):
+            seen[name].observe(value)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -248,12 +184,12 @@ class _EngineCollector:
         yield from self._families(self._service.stats())
 
     def _families(self, stats: EngineStats) -> Iterator[Metric]:
-        for name, text, label, values in _gauges(stats):
+        for name, text, label, values in gauges(stats):
             gauge = GaugeMetricFamily(self._prefix + name, text, labels=(*LABELS, *label))
             for more, value in values:
                 gauge.add_metric((*self._labels, *more), value)
             yield gauge
-        for name, text, label, values in _counters(stats):
+        for name, text, label, values in counters(stats):
             counter = CounterMetricFamily(self._prefix + name, text, labels=(*LABELS, *label))
             for more, value in values:
                 counter.add_metric((*self._labels, *more), value)
@@ -265,75 +201,6 @@ class _EngineCollector:
         counts = list(zip(edges, accumulate(stats.step_tokens), strict=True))
         steps.add_metric(self._labels, buckets=counts, sum_value=stats.step_tokens_total)
         yield steps
-
-
-_Row = tuple[str, str, tuple[str, ...], Sequence[tuple[tuple[str, ...], float]]]
-"""(name, meaning, labels of its own, (their values, value) of each series)."""
-
-
-def _plain(value: float) -> Sequence[tuple[tuple[str, ...], float]]:
-    return (((), value),)
-
-
-def _gauges(stats: EngineStats) -> Iterator[_Row]:
-    """What goes up and down."""
-    yield "num_requests_running", "Sequences in the running batch.", (), _plain(stats.running)
-    yield "num_requests_waiting", "Sequences that wait.", (), _plain(stats.waiting)
-    yield (
-        *("num_requests_waiting_by_reason", "Sequences that wait."),
-        *(("reason",), ((("capacity",), stats.waiting), (("deferred",), 0))),
-    )
-    yield "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", (), _plain(stats.kv_used)
-    asleep = (("awake", 1), ("weights_offloaded", 0), ("discard_all", 0))
-    yield (
-        *("engine_sleep_state", "1 for the state that the engine is in."),
-        *(("sleep_state",), [((state,), value) for state, value in asleep]),
-    )
-    blocks = str(stats.blocks)
-    yield (
-        *("cache_config_info", "The KV cache, as labels."),
-        ("block_size", "num_gpu_blocks", "num_cpu_blocks"),
-        (((str(stats.block_size), blocks, blocks), 1),),
-    )
-    if stats.max_adapters:
-        running, waiting = ",".join(stats.running_adapters), ",".join(stats.waiting_adapters)
-        yield (
-            *("lora_requests_info", "LoRA adapters at work, as labels; the time as Unix seconds."),
-            ("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
-            (((str(stats.max_adapters), waiting, running), time.time()),),
-        )
-
-
-def _counters(stats: EngineStats) -> Iterator[_Row]:
-    """What only grows."""
-    cached, computed = stats.prefix_hit_tokens_total, stats.prompt_tokens_total
-    nowhere = ("external_kv_transfer",), 0
-    yield "prompt_tokens", "Prompt tokens computed.", (), _plain(computed)
-    yield (
-        *("prompt_tokens_by_source", "Prompt tokens by where their KV entries came from."),
-        *(("source",), ((("local_compute",), computed), (("local_cache_hit",), cached), nowhere)),
-    )
-    yield "prompt_tokens_cached", "Prompt tokens from the prefix cache.", (), _plain(cached)
-    yield (
-        *("prompt_tokens_cached_by_source", "Prompt tokens from a cache, by which."),
-        *(("source",), ((("local_cache_hit",), cached), nowhere)),
-    )
-    yield "generation_tokens", "Tokens generated.", (), _plain(stats.generation_tokens_total)
-    yield "num_preemptions", "Sequences put back to wait.", (), _plain(stats.preemptions_total)
-    queried = stats.prefix_queried_tokens_total
-    yield "prefix_cache_queries", "Tokens looked up in the prefix cache.", (), _plain(queried)
-    yield "prefix_cache_hits", "Tokens found in the prefix cache.", (), _plain(cached)
-    for name, text in _NEVER.items():
-        yield name, text, (), _plain(0)
-
-
-_NEVER = {
-    "external_prefix_cache_queries": "0: there is no cache outside of this process.",
-    "external_prefix_cache_hits": "0: there is no cache outside of this process.",
-    "mm_cache_queries": "0: there are no images or sounds.",
-    "mm_cache_hits": "0: there are no images or sounds.",
-}
-"""vLLM's counters of what Octavo does not have, so that a panel shows 0 rather than nothing."""
 
 
 def routes(state: State) -> list[Route]:

@@ -145,7 +145,7 @@ class ThreadlessClient:
 
 def async_llm(engine: ScriptedEngine, preparer: Preparer) -> AsyncLLM:
     llm = AsyncLLM.__new__(AsyncLLM)
-    llm._setup(Service(preparer, ThreadlessClient(engine)), None)  # type: ignore[arg-type]
+    llm._setup(Service(preparer, ThreadlessClient(engine)), EngineConfig())  # type: ignore[arg-type]
     return llm
 
 

@@ -13,10 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 import octavo
 from octavo.server.app import build_app
 from octavo.server.document import ENTRIES, openapi
-from octavo.server.metrics import Metrics, token_buckets
+from octavo.server.metrics import Metrics
 from octavo.server.settings import ServerSettings
 from octavo.types.engine import Finish
 from octavo.types.job import CallPiece, Event
+from octavo.types.metrics import token_buckets
 from octavo.types.stats import EngineStats, RequestTimes
 
 

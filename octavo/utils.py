@@ -1,4 +1,4 @@
-"""Small names that scripts for vLLM import beside the classes."""
+"""Small things that scripts for vLLM import beside the classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import sys
 import uuid
 from collections.abc import Iterable
 from typing import Any
-
-from octavo.llm import AsyncLLM
-from octavo.llm.inputs import Prompt
-
-AsyncLLMEngine = AsyncLLM
-PromptType = Prompt
 
 
 class UsageContext(enum.Enum):
@@ -52,3 +46,23 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         if not name.startswith("--") or name in self._option_string_actions:
             return word
         return "--" + name[2:].replace("_", "-") + equals + value
+
+
+class Counter:
+    """Numbers one after the other: `next(counter)`."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.counter = start
+
+    def __next__(self) -> int:
+        """The number that is due."""
+        self.counter += 1
+        return self.counter - 1
+
+    def reset(self) -> None:
+        """Begin at 0."""
+        self.counter = 0
+
+
+def cleanup_dist_env_and_memory(shutdown_ray: bool = False) -> None:
+    """Nothing: the memory of an LLM goes with the object."""
