@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 import types
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import octavo
@@ -37,6 +36,7 @@ from octavo.server.openai.responses.replies import (
     ResponseReply,
 )
 from octavo.server.openai.responses.requests import ResponsesRequest
+from octavo.server.page import page, wants_page
 from octavo.server.pooling.bodies import (
     ClassifyReply,
     ClassifyRequest,
@@ -295,23 +295,21 @@ def routes(state: State) -> list[Route]:
     async def document(request: Request) -> Response:
         return reply(openapi(state.settings.prefix))
 
-    async def page(request: Request) -> Response:
-        text = importlib.resources.files("octavo.server").joinpath("static/docs.html").read_text("utf-8")
-        return HTMLResponse(text, headers={"Content-Security-Policy": _CSP})
+    async def docs(request: Request) -> Response:
+        return page()
 
     async def root(request: Request) -> Response:
+        if not state.settings.disable_docs and wants_page(request.method, "/", request.headers):
+            return page()
         if request.headers.get("accept", "").startswith("text/plain"):
             return PlainTextResponse(_OLLAMA)
-        docs = None if state.settings.disable_docs else f"{state.settings.prefix}/docs"
+        where = None if state.settings.disable_docs else f"{state.settings.prefix}/docs"
         about = {"name": "Octavo", "version": octavo.__version__, "about": _ABOUT, "ready": state.ready}
         models = f"{state.settings.prefix}/v1/models"
-        return reply({**about, "docs": docs, "models": models, "ollama": _OLLAMA})
+        return reply({**about, "docs": where, "models": models, "ollama": _OLLAMA})
 
     found = [Route("/", root, methods=["GET"])]
     if not state.settings.disable_docs:
         found.append(Route("/openapi.json", document, methods=["GET"]))
-        found.append(Route("/docs", page, methods=["GET"]))
+        found.append(Route("/docs", docs, methods=["GET"]))
     return found
-
-
-_CSP = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"

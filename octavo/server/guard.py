@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.server.database import Database
 from octavo.server.errors import Forbidden, Unauthorized, respond, route_path
 from octavo.server.limits import good_id
+from octavo.server.page import page, wants_page
 from octavo.server.scopes import OPEN_PATHS, RIGHT, Right, right_without_keys
 from octavo.server.settings import ServerSettings, is_loopback
 from octavo.server.state import State
@@ -101,6 +102,9 @@ class Guard:
         try:
             self._admit(scope, headers)
         except (Forbidden, Unauthorized) as error:
+            asked = wants_page(scope["method"], route_path(scope), headers)
+            if asked and isinstance(error, Unauthorized) and not self._settings.disable_docs:
+                return await page(error.status)(scope, receive, send)
             return await respond(error, route_path(scope))(scope, receive, send)
         if len(path := route_path(scope)) > 1 and path.endswith("/"):
             # Answered as it is meant: a redirect would trust the Host header.

@@ -325,6 +325,32 @@ def test_docs_page_needs_no_other_host(client: Any) -> None:
     assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
+HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def test_a_browser_gets_the_page_at_the_root_too(client: Any) -> None:
+    assert client.get("/", headers=HTML).text == client.get("/docs").text
+    assert client.get("/", headers={"accept": "*/*"}).json()["name"] == "Octavo"
+    client.settings["disable_docs"] = True
+    assert client.get("/", headers=HTML).json()["name"] == "Octavo"
+
+
+def test_a_browser_without_the_key_is_asked_for_it(client: Any) -> None:
+    """The page is the 401's body, and what it asks for needs the key."""
+    client.settings["api_keys"] = ("k",)
+    for path in ("/", "/docs", "/docs/"):
+        response = client.get(path, headers=HTML)
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+        assert "This server wants an API key" in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert client.get(path).json()["error"]["code"] == 401
+    for path in ("/openapi.json", "/v1/models"):
+        assert client.get(path, headers=HTML).json()["error"]["code"] == 401
+    assert client.get("/docs", headers={**HTML, "x-api-key": "k"}).status_code == 200
+    client.settings["disable_docs"] = True
+    assert client.get("/docs", headers=HTML).json()["error"]["code"] == 401
+
+
 def test_docs_can_be_turned_off(client: Any) -> None:
     client.settings["disable_docs"] = True
     assert client.get("/docs").status_code == 404
