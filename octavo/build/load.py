@@ -205,7 +205,7 @@ def _refuse_left_over(checkpoint: Checkpoint, unused: set[str], may_be_unused: C
     more = f" and {len(strange) - _LISTED} more" if len(strange) > _LISTED else ""
     raise CheckpointError(
         f"The model has no place for {len(strange)} of the tensors in {checkpoint.file_of(strange[0])}: "
-        f"{', '.join(strange[:_LISTED])}{more}.",
+        f"{', '.join(f'{name:.120}' for name in strange[:_LISTED])}{more}.",
         hint="Is it the checkpoint that config.json describes?",
     )
 

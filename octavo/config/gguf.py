@@ -116,7 +116,7 @@ def config_of(
     architecture without a family, CheckpointError for a key that is missing or mistyped.
     """
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UnsupportedModel(
             f"{where}: the GGUF architecture {name!r:.60} is not supported.",
             hint=f"Supported: {', '.join(sorted(ARCHITECTURES))}.",

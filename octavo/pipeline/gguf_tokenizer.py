@@ -49,9 +49,9 @@ def gguf_tokenizer(
     `where` names the file in errors. Raises CheckpointError for one that is broken or of an unknown kind.
     """
     kind = metadata.get("tokenizer.ggml.model", "no_vocab")
-    if kind in ("no_vocab", "none"):
+    if isinstance(kind, str) and kind in ("no_vocab", "none"):
         return None
-    if kind not in _BUILDERS:
+    if not isinstance(kind, str) or kind not in _BUILDERS:
         raise CheckpointError(
             f"{where}: its tokenizer is of the kind {kind!r:.60}, which Octavo does not know.",
             hint="Name the folder of the model's tokenizer with --tokenizer.",
@@ -79,7 +79,8 @@ class _Vocabulary:
         self.kinds: list[int] = kinds.tolist() if hasattr(kinds, "tolist") else [1] * len(self.tokens)
         if len(self.kinds) != len(self.tokens):
             raise CheckpointError(f"{where}: {len(self.tokens)} tokens, but {len(self.kinds)} token types.")
-        self.pre = str(self.get("pre") or "default")
+        pre = self.get("pre")
+        self.pre = (pre if isinstance(pre, str) else "") or "default"
 
     def get(self, key: str) -> Any:
         return self.metadata.get(f"tokenizer.ggml.{key}")

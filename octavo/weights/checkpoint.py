@@ -19,6 +19,8 @@ from octavo.weights.safetensors import SafetensorsFile
 log = logger(__name__)
 
 _INDEX_LIMIT_BYTES = 64 << 20
+_LONGEST_NAME_BYTES = 240
+"""Of a shard's file, below what file systems take."""
 _FORMATS = {"safetensors": "safetensors", "fastsafetensors": "safetensors", "pt": "pt", "npcache": "pt"}
 """What a --load-format asks for; the others (auto aside) ask for what Octavo finds out by itself."""
 _SUFFIXES = {"safetensors": (".safetensors",), "pt": (".bin", ".pt", ".pth")}
@@ -201,7 +203,9 @@ def _read_index(index: Path) -> dict[str, str]:
 def _inside(folder: Path, index: Path, name: str) -> Path:
     """`name` as a path below `folder`; an index may not reach outside it."""
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or any(char in name for char in '\\:\0"'):
+    strange = any(char in name for char in '\\:"') or not name.isprintable()
+    strange = strange or len(name.encode()) > _LONGEST_NAME_BYTES
+    if not parts or name.startswith("/") or ".." in parts or strange:
         raise CheckpointError(f"{index} names the file {name[:120]!r}, which is not inside its folder.")
     return folder.joinpath(*parts)
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.errors import CheckpointError
-from octavo.ops.layouts import Layout
+from octavo.errors import CheckpointError, UnsupportedModel
+from octavo.ops.layouts import Layout, SubScales
 from octavo.weights.ggml import TYPES, GgmlType
 from octavo.weights.ggml_decode import decode, packed_bits
 from octavo.weights.mapped import MappedFile
@@ -76,7 +76,7 @@ class GgufFile:
         """The tensor in the layout that its type decodes into."""
         entry = self.entries[name]
         self._file.prefetch(entry.begin, entry.nbytes)
-        return decode(self.raw(name), entry.type, entry.shape)
+        return self._decoded(name, self.raw(name), entry.shape)
 
     def expert(self, name: str, expert: int) -> Layout:
         """One matrix of a stack [experts, rows, columns]."""
@@ -84,7 +84,25 @@ class GgufFile:
         count, rows, _ = entry.shape
         each = entry.nbytes // count
         self._file.prefetch(entry.begin + expert * each, each)
-        return decode(self.raw(name)[expert * rows : (expert + 1) * rows], entry.type, entry.shape[1:])
+        return self._decoded(name, self.raw(name)[expert * rows : (expert + 1) * rows], entry.shape[1:])
+
+    def _decoded(self, name: str, raw: NDArray[np.uint8], shape: tuple[int, ...]) -> Layout:
+        """A matrix whose scales are all numbers; CheckpointError for one with others."""
+        try:
+            layout = decode(raw, self.entries[name].type, shape)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{self.path}: tensor {name!r:.120}: {error}") from None
+        for part in ("scale", "minimum"):
+            found = getattr(layout, part, None)
+            numbers = found.unit if isinstance(found, SubScales) else found
+            if numbers is not None and not np.isfinite(numbers).all():
+                row, group = np.argwhere(~np.isfinite(numbers))[0].tolist()
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r:.120} has the {part} {numbers[row, group]} in row {row}, "
+                    "expected a finite number.",
+                    hint="The file is damaged: download or convert it again.",
+                )
+        return layout
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back."""
@@ -173,7 +191,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
         )
     checkpoint = GgufCheckpoint(GgufFile(shard) for shard in paths)
     stated = checkpoint.metadata.get("split.count", len(paths))
-    if stated not in (0, len(paths)):
+    if not isinstance(stated, int) or stated not in (0, len(paths)):
         raise CheckpointError(
             f"{checkpoint.path} says that it is one of {stated!r:.20} shards, found {len(paths)}."
         )

@@ -31,6 +31,9 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            # A pipe would wait for a writer for ever.
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise CheckpointError(f"{path} is no regular file.")
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

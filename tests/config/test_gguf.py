@@ -78,6 +78,7 @@ def test_gemma() -> None:
     [
         ({"general.architecture": "rwkv"}, UnsupportedModel, "'rwkv' is not supported.*llama"),
         ({}, UnsupportedModel, "None is not supported"),
+        ({"general.architecture": []}, UnsupportedModel, r"\[\] is not supported"),
         (metadata(block_count="4"), CheckpointError, r"llama\.block_count is '4'"),
         (metadata(block_count=None), CheckpointError, "block_count is missing"),
         (metadata(expert_count=8), CheckpointError, "expert_used_count is missing"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/etc/x.safetensors", "a/../../x", "..\\x", "C:x", "", "a\0b"]
+    "name",
+    ["../x.safetensors", "/etc/x.safetensors", "a/../../x", "..\\x", "C:x", "", "a\0b", "a\nb", "é" * 200],
 )
 def test_an_index_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     save(tmp_path.parent / "x.safetensors", {"a": A})
@@ -81,6 +83,11 @@ def test_a_broken_index(tmp_path: Path, weight_map: object) -> None:
     assert "weight_map" in refusal(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{")
     assert "not valid JSON" in refusal(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert "no regular file" in refusal(tmp_path)
 
 
 def test_several_files_without_an_index(tmp_path: Path) -> None:

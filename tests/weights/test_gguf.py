@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from octavo.config.model_path import gguf_in
 from octavo.convert.gguf_file import Metadata, Tensor, Value, write_gguf
-from octavo.errors import OctavoError
+from octavo.errors import CheckpointError, OctavoError, UnsupportedModel
 from octavo.weights.ggml import NAMED
 from octavo.weights.gguf import GgufFile, is_gguf, open_gguf
 
@@ -101,8 +101,9 @@ def test_shards(suffix: str, tmp_path: Path) -> None:
     refused(first, rf"lacks m-00002-of-00002{suffix}: 1 of 2")
     written(second, count, tensor("t", DATA))
     refused(first, "in both")
-    written(tmp_path / "one.gguf", count)
-    refused(tmp_path / "one.gguf", "one of 2 shards, found 1")
+    for stated, said in ((Value("u16", 2), "2"), (Value("u16[]", [1, 1]), r"array\(\[1, 1\].*")):
+        written(tmp_path / "one.gguf", {"split.count": stated})
+        refused(tmp_path / "one.gguf", f"one of {said} shards, found 1")
 
 
 def refused(path: Path, pattern: str) -> None:
@@ -175,6 +176,29 @@ def test_hostile_files(name: str, tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("kind", "block", "scale"), [(2, 18, 0), (8, 34, 0), (12, 144, 2), (14, 210, 208)])
+def test_scales_that_are_no_numbers_are_named(kind: int, block: int, scale: int, tmp_path: Path) -> None:
+    """Q4_0, Q8_0, the minimum of Q4_K, Q6_K; also in a stack of experts."""
+    path, cols = tmp_path / "x.gguf", 256
+    raw = bytearray(block * (cols // 32 if kind in (2, 8) else 1))
+    for shape, read in (((cols, 1), GgufFile.get), ((cols, 1, 1), lambda file, name: file.expert(name, 0))):
+        for number, said in ((b"\xff\x7f", "nan"), (b"\0\x7c", "inf")):
+            raw[scale : scale + 2] = number
+            path.write_bytes(whole(rows=[row(b"t", shape, kind)], data=0) + raw)
+            with pytest.raises(
+                CheckpointError, match=rf"tensor 't' has the (scale|minimum) -?{said} in row 0"
+            ):
+                read(GgufFile(path), "t")
+
+
+def test_what_is_not_decoded_names_the_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    for stored, said in ((row(sizes=(128,), kind=41), "Q1_0"), (row(sizes=(32,), kind=2), "of 1 axes")):
+        path.write_bytes(whole(rows=[stored]))
+        with pytest.raises(UnsupportedModel, match=rf"x.gguf: tensor 't': .*{said}"):
+            GgufFile(path).get("t")
 
 
 def test_every_truncation(tmp_path: Path) -> None:
