@@ -204,6 +204,7 @@ def service(launched: Launched, recorder: Any = None) -> Service:
         log_interval_s=environment.log_stats_interval_s,
         form_timeout_s=environment.regex_timeout_s,
         adapters=launched.adapters,
+        trim=_native.trim_memory,
     )
 
 

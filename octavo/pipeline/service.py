@@ -39,6 +39,10 @@ _INLINE_CHARS = 2_000
 """Shorter texts are tokenized on the loop (tens of microseconds); the hop to a thread would cost more."""
 _MOST_CHARS = 2 << 20
 """Of a text to be counted, or 16 times the context: 300 bytes of memory for each token add up."""
+_HEAVY_CHARS = 100_000
+"""A text from here on leaves megabytes in the allocator."""
+_TRIM_S = 10.0
+"""So often, at most, the system gets back what requests have left: every thread keeps its worst burst."""
 _LOG_INTERVAL_S = 10.0
 _WARM_S = 0.5
 """After the start: what the first token of a cold process need not wait for."""
@@ -66,9 +70,11 @@ class Service:
         log_interval_s: float = _LOG_INTERVAL_S,
         form_timeout_s: float = _FORM_TIMEOUT_S,
         adapters: Adapters | None = None,
+        trim: Callable[[], None] | None = None,
     ) -> None:
         """`adapters`: the LoRA adapters that jobs may ask for; None where there are none. `form_timeout_s`:
-        how long compiling the form of an answer may take."""
+        how long compiling the form of an answer may take. `trim`: gives memory that nobody uses back to the
+        system; any thread may call it."""
         self.adapters = adapters
         self.preparer = preparer
         self._client = client
@@ -84,7 +90,10 @@ class Service:
         self._pool: ThreadPoolExecutor | None = None
         self._forms_pool: ThreadPoolExecutor | None = None
         self._forms = 0
-        self._log_task: asyncio.Task[None] | None = None
+        self._trim = trim
+        self._asked = 0
+        """Requests so far, those for tokens alone included."""
+        self._tasks: list[asyncio.Task[None]] = []
         self._warming: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._draining = False
@@ -138,7 +147,7 @@ class Service:
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-text")
         self._forms_pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="octavo-forms")
         self._client.start(self._on_outputs, self._on_failure)
-        self._log_task = asyncio.create_task(self._log_forever())
+        self._tasks = [asyncio.create_task(work) for work in (self._log_forever(), self._trim_forever())]
         self._warming = self._loop.call_later(_WARM_S, self._pool.submit, self._warm)
 
     async def submit(self, job: Job) -> JobStream:
@@ -184,8 +193,8 @@ class Service:
                 log.warning("Still running after %.0f s: %d requests; ending them.", drain_s, len(self._jobs))
         for job_id in list(self._jobs):
             self.abort(job_id)
-        if self._log_task is not None:
-            self._log_task.cancel()
+        for task in self._tasks:
+            task.cancel()
         if self._warming is not None:
             self._warming.cancel()
         if self._loop is not None:
@@ -229,6 +238,7 @@ class Service:
 
     async def _prepared(self, job: Job, arrival_s: float) -> Prepared:
         """The job made ready. Forms of answers are compiled on threads of their own, of which few wait."""
+        self._asked += 1
         if self._forms_pool is None or not self.preparer.has_form(job):
             return await self._offload(_size(job), lambda: self.preparer.prepare(job, arrival_s))
         if self._forms >= _MAX_FORMS:
@@ -245,17 +255,20 @@ class Service:
             return self.preparer.prepare(job, arrival_s)
 
         working = loop.run_in_executor(self._forms_pool, work)
+        working.add_done_callback(lambda _: begun.set())
         try:
             await begun.wait()
-            return await asyncio.wait_for(working, self._form_timeout_s)
-        except TimeoutError:
+            await asyncio.wait({working}, timeout=self._form_timeout_s)
+            if working.done():
+                return working.result()
             raise BadRequest(
                 f"Compiling the form of the answer took more than {self._form_timeout_s:g} s.",
                 hint="Ask for a simpler form.",
                 param="structured_outputs",
-            ) from None
+            )
         finally:
             working.cancel()
+            del working  # an error's traceback holds this frame: nothing must wait for the collector
             self._forms -= 1
 
     def _warm(self) -> None:
@@ -268,10 +281,20 @@ class Service:
             log.warning("Chats will be refused: %s", error.message)
 
     async def _offload(self, size: int, work: Callable[[], T]) -> T:
-        """Run `work` here when the text is short, else on the pool."""
+        """Run `work` here when the text is short, else on the pool, which leaves no great heap behind."""
+        self._asked += 1
         if size < _INLINE_CHARS or self._pool is None:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        trim = self._trim if size >= _HEAVY_CHARS else None
+
+        def work_and_trim() -> T:
+            try:
+                return work()
+            finally:
+                if trim is not None:
+                    trim()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work_and_trim)
 
     def _check_ready(self) -> None:
         if self._loop is None:
@@ -422,6 +445,15 @@ class Service:
                     log.info("%s", line)
             except Exception:  # the log line must not end with its first mishap
                 log.exception("The periodic log line failed.")
+
+    async def _trim_forever(self) -> None:
+        """Give back what was needed once; an idle service does nothing."""
+        loop, seen = asyncio.get_running_loop(), self._asked
+        while self._trim is not None:
+            await asyncio.sleep(_TRIM_S)
+            if seen != self._asked:
+                seen = self._asked
+                await loop.run_in_executor(self._pool, self._trim)
 
     def log_line(self, now: float) -> str | None:
         """The periodic line; None without a `stats_line`, and when nothing is to be said."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import ctypes
 import errno
 import logging
 import os
@@ -37,6 +38,9 @@ ServiceFactory = Callable[[Metrics], Hub]
 _POLL_S = 0.02
 _SAME_SIGNAL_S = 0.2
 """A signal this soon after the first is the same one, come by way of the process group (timeout, make)."""
+_MAPPED_BYTES, _KEPT_BYTES = 32 << 20, 16 << 20
+"""Larger blocks are pages of their own; of smaller ones a thread's heap keeps so much when they are free."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _LAST_WORDS_S = 2.0
 """How long aborted streams may take to send their end."""
 
@@ -58,6 +62,7 @@ def serve(
     every request is answered with 503. A second signal ends the process at once.
     """
     check_tls(settings)
+    bound_heaps()
     listener = bind(settings)
     if settings.uds is None and settings.port == 0:
         settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
@@ -76,6 +81,14 @@ def serve(
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def bound_heaps() -> None:
+    """Fix what glibc keeps of freed memory, which else grows with large texts; elsewhere do nothing."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def bind(settings: ServerSettings) -> socket.socket:

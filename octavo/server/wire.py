@@ -142,6 +142,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         raise ClientGone
     finally:
         await _cancelled(task, watcher)
+        # An error's traceback holds this frame: with the task in it, a body would wait for the collector.
+        del task, watcher
 
 
 async def _cancelled(*tasks: asyncio.Future[Any]) -> None:

@@ -126,6 +126,34 @@ def finishes(events: list[Event], index: int = 0) -> list[Finish]:
     return [event.finish for event in events if event.index == index and event.finish is not None]
 
 
+def test_memory_is_given_back_after_long_texts_and_now_and_then(
+    preparer: Preparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.pipeline.service._TRIM_S", 0.01)
+    trimmed: list[str] = []
+
+    async def ticks() -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+
+    async def body(service: Service, client: FakeClient) -> None:
+        await ticks()
+        assert trimmed == []  # nobody has asked for anything
+        await service.tokenize(prompt="x")
+        while not trimmed:
+            await asyncio.sleep(0.005)
+        await ticks()
+        assert len(trimmed) == 1
+        monkeypatch.setattr("octavo.pipeline.service._TRIM_S", 1000.0)
+        await ticks()
+        await service.tokenize(prompt="the sky " * 20_000)
+        assert len(trimmed) == 2
+        await service.tokenize(prompt="the sky " * 1_000)
+        assert len(trimmed) == 2
+
+    run(preparer, body, trim=lambda: trimmed.append("now"))
+
+
 def test_started_then_events_then_one_finish(preparer: Preparer, byte_tokenizer: Tokenizer) -> None:
     recorder = FakeRecorder()
 
