@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from lora_cases import (
 )
 
 from octavo import LLM, AsyncLLM, SamplingParams
+from octavo.lora.load import AdapterLoader
 from octavo.types.lora import LoRARequest
 
 ORACLES = Path(__file__).parents[3] / "shared" / "oracles"
@@ -134,10 +137,21 @@ def test_more_adapters_than_places(base: Path, tmp_path: Path) -> None:
             assert output.lora_request in lora
 
 
-def test_async_requests_share_a_new_adapter(base: Path, tmp_path: Path) -> None:
+def test_async_requests_share_a_new_adapter(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests that come together read it once; then it can be forgotten, and read again by its id."""
     lora = request(1, write_adapter(tmp_path / "a", 1, 8, ALL))
     [alone] = ask(make(base), PROMPTS[:1], lora)
+    read, reads, second = AdapterLoader.read, list[str](), threading.Barrier(2)
+
+    def slow(self: AdapterLoader, name: str, path: str) -> Any:
+        reads.append(name)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            second.wait(0.3)  # long enough for another one to come, if it may
+        return read(self, name, path)
+
+    monkeypatch.setattr(AdapterLoader, "read", slow)
     llm = AsyncLLM(str(base), dtype="float32", enable_lora=True, skip_tokenizer_init=True, quiet=True)
 
     async def answer() -> list[int]:
@@ -148,6 +162,7 @@ def test_async_requests_share_a_new_adapter(base: Path, tmp_path: Path) -> None:
     async def go() -> None:
         assert await asyncio.gather(*(answer() for _ in range(8))) == [values(alone)[0]] * 8
         assert await llm.list_loras() == {1}
+        assert len(reads) == 1
         assert (await llm.remove_lora(1), await llm.remove_lora(1)) == (True, False)
         assert not await llm.list_loras()
         assert await llm.add_lora(lora)
