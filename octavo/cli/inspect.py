@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from octavo.cli.common import read_words, wants_help
 from octavo.cli.inspect_flags import INSPECT
+from octavo.config.environment import show_bytes
 
 if TYPE_CHECKING:
     from octavo.inspection import Memory, Report
@@ -42,7 +43,7 @@ def _adapter(report: AdapterReport) -> Iterator[str]:
         "adapts", ", ".join(f"{name} ({count})" for name, count in report.modules.items()) or "nothing"
     )
     yield _row("parameters", f"{_count(report.parameters)}, {', '.join(report.dtypes)}")
-    yield _row("files", ", ".join(f"{name}, {size(nbytes)}" for name, nbytes in report.files.items()))
+    yield _row("files", ", ".join(f"{name}, {show_bytes(nbytes)}" for name, nbytes in report.files.items()))
     if report.checked_against is None:
         yield _row("base", "not looked at: name it with --base MODEL")
     else:
@@ -61,13 +62,13 @@ def _lines(report: Report) -> Iterator[str]:
     names = list(report.files)
     shown = names[0] if len(names) == 1 else f"{len(names)} files"
     if names:
-        yield _row("files", f"{shown}, {size(sum(report.files.values()))} ({report.storage})")
+        yield _row("files", f"{shown}, {show_bytes(sum(report.files.values()))} ({report.storage})")
     stored = report.quantization or report.dtype or "not said"
     yield _row("stored as", stored + (f", runs in {report.runs_in}" if report.runs_in else ""))
     for group in report.groups:
         bits = group.bits_per_weight
         said = f"{bits:.2f} bits a weight" if bits is not None else "bits unknown"
-        yield f"  {group.role:<14}{group.format}: {group.tensors} tensors, {size(group.bytes)}, {said}"
+        yield f"  {group.role:<14}{group.format}: {group.tensors} tensors, {show_bytes(group.bytes)}, {said}"
     yield _row("tokenizer", report.tokenizer or "none")
     yield _row("chat template", report.chat_template or "none")
     if report.memory:
@@ -78,9 +79,10 @@ def _lines(report: Report) -> Iterator[str]:
 def _memory(memory: Memory, limit: int) -> Iterator[str]:
     yield _row(
         "memory",
-        f"{size(memory.total)}: weights {size(memory.weights)}, KV cache {size(memory.kv)} for "
-        f"{memory.context:,} tokens ({size(memory.kv_per_token)} a token), process about "
-        f"{size(memory.process)}; {size(memory.free)} are free",
+        f"{show_bytes(memory.total)}: weights {show_bytes(memory.weights)}, "
+        f"KV cache {show_bytes(memory.kv)} for {memory.context:,} tokens "
+        f"({show_bytes(memory.kv_per_token)} a token), process about {show_bytes(memory.process)}; "
+        f"{show_bytes(memory.free)} are free",
     )
     yield _row(
         "context",
@@ -98,12 +100,3 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.2f} {name}"
     return f"{number:,}"
-
-
-def size(nbytes: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} bytes" if unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} GiB"

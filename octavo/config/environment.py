@@ -90,7 +90,7 @@ def show_bytes(size: int) -> str:
     """A size for people: "1.5 GiB", "512 MiB"."""
     for name, factor in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if size >= factor:
-            return f"{size / factor:.4g} {name}"
+            return f"{size / factor:.1f}".removesuffix(".0") + f" {name}"
     return f"{size} bytes"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.config.environment import show_bytes
 from octavo.errors import ConfigError, OutOfMemory
 from octavo.ops.contract import AttentionSpec
 
@@ -14,6 +15,7 @@ _SCALE_BYTES = {"int8": 4}
 """Bytes of the scale of one head's key, or value, where there is one."""
 
 _HEAD_MULTIPLE = 16
+_MIB = 1 << 20
 
 
 def bytes_per_token(specs: Sequence[AttentionSpec], dtype: str) -> int:
@@ -78,13 +80,13 @@ class CacheBudget:
         if self.override is not None:
             given = f"num_blocks_override gives {self.blocks} blocks of {self.block_size} tokens"
         elif self.kv_cache_memory_bytes is not None:
-            given = f"--kv-cache-memory gives {_size(self.cache_bytes)}"
+            given = f"--kv-cache-memory gives {show_bytes(self.cache_bytes)}"
         else:
-            share = f"{self.memory_share:.0%} of {_size(self.free_bytes)} free"
-            given = f"there is {_size(self.cache_bytes)} ({share})"
+            share = f"{self.memory_share:.0%} of {show_bytes(self.free_bytes)} free"
+            given = f"there is {show_bytes(self.cache_bytes)} ({share})"
         return OutOfMemory(
-            f"One request of {max_model_len:,} tokens needs {_size(needed)} of KV cache, but {given}.",
-            hint=f"Raise --kv-cache-memory to {_size(needed)}"
+            f"One request of {max_model_len:,} tokens needs {show_bytes(needed)} of KV cache, but {given}.",
+            hint=f"Raise --kv-cache-memory to {-(-needed // _MIB)}MiB"
             + (f" or use --max-model-len {fits} or less." if fits >= 2 else " or free memory."),
         )
 
@@ -126,14 +128,6 @@ class CacheShape:
     def describe(self) -> str:
         """One line for the log."""
         return (
-            f"KV cache: {self.tokens:,} tokens ({_size(self.nbytes)}), "
+            f"KV cache: {self.tokens:,} tokens ({show_bytes(self.nbytes)}), "
             f"{self.full_requests:.1f} full-length requests of {self.max_model_len:,} tokens"
         )
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} bytes" if unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} GiB"

@@ -73,11 +73,14 @@ def test_too_small_names_the_numbers_and_what_would_fit():
     with pytest.raises(OutOfMemory) as caught:
         CacheShape.fit(budget(kv_cache_memory_bytes=1 << 20), max_model_len=4096, max_num_seqs=4)
     text = str(caught.value)
-    assert "4,096 tokens needs 4.0 MiB" in text
-    assert "--kv-cache-memory gives 1.0 MiB" in text
+    assert "4,096 tokens needs 4 MiB" in text
+    assert "--kv-cache-memory gives 1 MiB" in text
     assert "--max-model-len 1024" in text
     CacheShape.fit(budget(kv_cache_memory_bytes=1 << 20), max_model_len=1024, max_num_seqs=4)
-    with pytest.raises(OutOfMemory, match=r"50% of 1\.0 KiB free"):
+    with pytest.raises(OutOfMemory, match="to 5MiB") as caught:  # 4.04 of them, which would not be 4.0
+        CacheShape.fit(budget(kv_cache_memory_bytes=1 << 20), max_model_len=4136, max_num_seqs=4)
+    CacheShape.fit(budget(kv_cache_memory_bytes=5 << 20), max_model_len=4136, max_num_seqs=4)
+    with pytest.raises(OutOfMemory, match=r"50% of 1 KiB free"):
         CacheShape.fit(budget(free_bytes=1024), max_model_len=4096, max_num_seqs=4)
 
 
