@@ -451,6 +451,7 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         max_model_len=plan.limits.max_model_len,
         vocab_size=plan.arch.vocab,
         max_logprobs=config.max_logprobs,
+        logprobs_mode=config.logprobs_mode,
         root=str(config.model or "pocket"),
         facts=facts(plan, config.quantization),
     )

@@ -58,6 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     max_logprobs: int = 20
+    logprobs_mode: str = "raw_logprobs"
+    """Also raw_logits, processed_logprobs or processed_logits."""
     chat_template: str | None = None
     """A path or the template itself."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)

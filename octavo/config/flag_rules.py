@@ -153,14 +153,6 @@ def _tensor_parallel(settings: Settings, value: Any, name: str) -> None:
         )
 
 
-def _logprobs_mode(settings: Settings, value: Any, name: str) -> None:
-    modes = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
-    if value not in modes:
-        raise bad_value(name, value, "one of " + ", ".join(modes))
-    if value != "raw_logprobs":
-        settings.notice(name, f"{value} accepted; this version of Octavo returns raw_logprobs.")
-
-
 def _lora_modules(settings: Settings, value: Any, name: str) -> None:
     """Who names adapters wants them: --enable-lora need not be said."""
     parse_modules(value)
@@ -189,7 +181,6 @@ RULES: dict[str, Rule] = {
     "gpu_memory": _gpu_memory,
     "kv_cache_dtype": _kv_cache_dtype,
     "tensor_parallel": _tensor_parallel,
-    "logprobs_mode": _logprobs_mode,
     "lora_modules": _lora_modules,
     "logits_processors": _logits_processors,
 }

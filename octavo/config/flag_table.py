@@ -246,7 +246,13 @@ _TEXT = (
         "Most logprobs a request may ask for; -1: no limit (20).",
         least=-1,
     ),
-    Flag("logprobs-mode", "str", "rule.logprobs_mode", "What logprobs hold; only raw_logprobs."),
+    Flag(
+        "logprobs-mode",
+        "str",
+        "engine.logprobs_mode",
+        "What logprobs of answers hold (raw_logprobs); processed: after penalties, temperature, top_p, ...",
+        choices=("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"),
+    ),
     Flag(
         "logits-processors",
         "words",

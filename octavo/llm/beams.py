@@ -67,6 +67,7 @@ def search(
                     priority=job.priority,
                     salt=job.salt,
                     adapter=job.adapter,
+                    raw_logprobs=True,
                 )
                 step.append(preparer.prepare(one))
         found = iter(_positions(loop.run(step), len(step)))

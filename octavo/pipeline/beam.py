@@ -237,6 +237,7 @@ def _step(job: Job, step: str, started: Started, tail: tuple[int, ...], params: 
         salt=job.salt,
         model=job.model,
         adapter=job.adapter,
+        raw_logprobs=True,
     )
 
 

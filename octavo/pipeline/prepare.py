@@ -48,6 +48,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of the model's output; may be larger than the tokenizer's vocabulary."""
     max_logprobs: int = 20
     """-1: no limit."""
+    logprobs_mode: str = "raw_logprobs"
     created: int = msgspec.field(default_factory=lambda: int(time.time()))
     """Unix time at which the model was loaded."""
     root: str = ""
@@ -137,6 +138,8 @@ class Preparer:
         count = max(sampling.n, sampling.best_of or 0)
         seed = self._seed(sampling)
         spec = self._spec(sampling, max_tokens, len(started.prompt_ids), count, seed)
+        if not job.raw_logprobs and count == sampling.n:
+            spec = msgspec.structs.replace(spec, logprobs_mode=self.info.logprobs_mode)
         grammar = self._grammar(job, started)
         arrival = time.monotonic() if arrival_s is None else arrival_s
         requests = tuple(

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from octavo.runner.masks import Masks
 from octavo.runner.processors import Processors
+from octavo.runner.sampling_reference import edited_row
+from octavo.runner.told import drawn_from, ranks_of, told
 from octavo.types.engine import NOT_FINITE, NOTHING_TO_DRAW, SamplingSpec, TokenLogprobs
 from octavo.types.grammar import Grammar
 
@@ -67,6 +69,8 @@ class Sampler:
         self._with_logprobs: set[int] = set()
         self._named: dict[int, Ids] = {}
         """Rows that want the log-probabilities of tokens by their ids."""
+        self._modes: dict[int, str] = {}
+        """Those that want something else than the log softmax of the model's own logits."""
         self._pool = pool
         self._masks = Masks(rows)
         self._processors = Processors()
@@ -98,6 +102,8 @@ class Sampler:
         self._integers[:, row] = (min(spec.top_k, self._vocab), spec.seed, len(output), logprobs)
         if spec.logprobs is not None:
             self._with_logprobs.add(row)
+            if spec.logprobs_mode != "raw_logprobs":
+                self._modes[row] = spec.logprobs_mode
         if spec.logprob_ids:
             self._named[row] = np.array(spec.logprob_ids, np.int32)
         edits = _Edits(spec, prompt, output)
@@ -115,6 +121,7 @@ class Sampler:
         self._edits.pop(row, None)
         self._with_logprobs.discard(row)
         self._named.pop(row, None)
+        self._modes.pop(row, None)
 
     def sample(self, logits: Logits, rows: Sequence[int], stats: Any = None) -> list[Drawn]:
         """Draw a token per row of `logits` [n, vocab] for sequence rows[i], and count it as its output.
@@ -139,12 +146,14 @@ class Sampler:
                 drawn[i] = Drawn(-1, None, errors[row])
             elif one.error is None:
                 self._processors.push(row, one.token)
-                if one.logprobs is not None:
+                if one.logprobs is not None and not self._modes.get(row, "").startswith("processed"):
                     drawn[i] = one._replace(logprobs=self._told(raw, row, one.token))
         return drawn
 
     def _told(self, x: Logits, row: int, token: int) -> TokenLogprobs:
-        """What is told of a row's token, from its logits x [vocab]."""
+        """What is told of a row's token, from the model's logits x [vocab]."""
+        if row in self._modes:
+            return told(x, "raw_logits", token, int(self._integers[_LOGPROBS, row]), self._named.get(row))
         answers = self._score(x[None], np.array([token], np.int32), int(self._integers[_LOGPROBS, row]), None)
         return self._described(x, answers, 0, row, token)
 
@@ -157,16 +166,44 @@ class Sampler:
         )
         self._integers[_POSITION, slots] += 1
         tokens = answers[0].tolist()
+        special = self._by_mode(logits, rows, tokens, changes, masks) if self._modes else {}
         if self._edits:
             self._record(rows, tokens)
         if self._masks:
-            return self._formed(logits, rows, tokens, answers)
-        if not self._with_logprobs and min(tokens, default=0) >= 0:
+            drawn = self._formed(logits, rows, tokens, answers)
+        elif not self._with_logprobs and min(tokens, default=0) >= 0:
             return [Drawn(token) for token in tokens]
-        return [
-            self._drawn(logits, answers, i, row, token)
-            for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
-        ]
+        else:
+            drawn = [
+                self._drawn(logits, answers, i, row, token)
+                for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            ]
+        for i, entry in special.items():
+            drawn[i] = drawn[i]._replace(logprobs=entry)
+        return drawn
+
+    def _by_mode(
+        self,
+        logits: Logits,
+        rows: Sequence[int],
+        tokens: list[int],
+        changes: tuple[NDArray[Any], ...],
+        masks: tuple[Any, ...],
+    ) -> dict[int, TokenLogprobs]:
+        """What is told of the tokens of rows that have a mode of their own, by their places."""
+        found = {}
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            mode = self._modes.get(row)
+            if mode is None or token < 0:
+                continue
+            x = logits[i]
+            reals, integers = self._reals[:, row], self._integers[:, row]
+            if mode != "raw_logits":
+                x = edited_row(x, i, reals, changes, *masks)
+                temperature, top_p, min_p = reals[[_TEMPERATURE, _TOP_P, _MIN_P]].tolist()
+                x = drawn_from(x, temperature, int(integers[_TOP_K]), top_p, min_p)
+            found[i] = told(x, mode, token, int(integers[_LOGPROBS]), self._named.get(row))
+        return found
 
     def _formed(
         self, logits: Logits, rows: Sequence[int], tokens: list[int], answers: Answers
@@ -277,17 +314,6 @@ def named_logprobs(x: Logits, ids: Ids) -> list[float]:
     values = np.where(ids < 0, -np.inf, np.minimum(x[ids].astype(np.float64) - total, 0.0))
     found: list[float] = values.astype(np.float32).tolist()
     return found
-
-
-def ranks_of(x: Logits, ids: Ids) -> list[int]:
-    """Places of `ids` among the logits x [vocab], 1 for the largest; of equals the lower id comes first."""
-    values = x[ids]
-    above = np.sort(x[x >= values.min()])
-    right = np.searchsorted(above, values, "right")
-    ranks: list[int] = (1 + len(above) - right).tolist()
-    for i in np.flatnonzero(right - np.searchsorted(above, values, "left") > 1).tolist():
-        ranks[i] += int(np.count_nonzero(x[: ids[i]] == values[i]))
-    return ranks
 
 
 def _joined_by(entry: TokenLogprobs, ids: Ids, values: list[float], ranks: list[int]) -> TokenLogprobs:

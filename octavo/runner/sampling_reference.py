@@ -183,25 +183,15 @@ def sample(
     Returns token (-1 when flagged), flag, logprob, rank [n], bounds [n + 1] of best ids and their values.
     """
     collected = _Collected()
+    allow, ban = (allowed_begin, allowed), (banned_begin, banned)
+    lists = (*allow, *ban, bias_begin, bias, bias_values, seen_begin, seen, seen_counts)
     for i, slot in enumerate(slots.tolist()):
-        temperature, top_p, min_p, repetition, presence, frequency = reals[:, slot].tolist()
+        temperature, top_p, min_p = reals[:3, slot].tolist()
         top_k, seed, position, logprobs = integers[:, slot].tolist()
         x = logits[i]
         y = x
         if not (flag := flag_of(x)):
-            y = edited(
-                x,
-                allowed=_part(allowed_begin, allowed, i),
-                banned=_part(banned_begin, banned, i),
-                bias=_part(bias_begin, bias, i),
-                bias_values=_part(bias_begin, bias_values, i),
-                seen=_part(seen_begin, seen, i),
-                seen_counts=_part(seen_begin, seen_counts, i),
-                repetition=repetition,
-                presence=presence,
-                frequency=frequency,
-                mask=None if masks is None or masks[0][i] < 0 else masks[1][masks[0][i]],
-            )
+            y = edited_row(x, i, reals[:, slot], lists, masks)
             flag = flag_of(y)
         token = -1
         if not flag and temperature < GREEDY_BELOW:
@@ -210,6 +200,35 @@ def sample(
             token = pick(*kept(y, temperature, top_k, top_p, min_p), uniform(seed, position))
         collected.put(x, token, flag, None if logprobs == -2 else logprobs)
     return collected.answers()
+
+
+def edited_row(
+    x: Logits,
+    i: int,
+    reals: NDArray[np.float32],
+    lists: tuple[NDArray[Any], ...],
+    masks: tuple[Ids, Ids] | None = None,
+) -> Logits:
+    """Row i's logits x [vocab] as `sample` edits them. `reals` [6]: its settings; `lists` and `masks`: those
+    of all rows, as `sample` takes them.
+    """
+    allowed_begin, allowed, banned_begin, banned, bias_begin, bias, bias_values, seen_begin, seen, counts = (
+        lists
+    )
+    _, _, _, repetition, presence, frequency = reals.tolist()
+    return edited(
+        x,
+        allowed=_part(allowed_begin, allowed, i),
+        banned=_part(banned_begin, banned, i),
+        bias=_part(bias_begin, bias, i),
+        bias_values=_part(bias_begin, bias_values, i),
+        seen=_part(seen_begin, seen, i),
+        seen_counts=_part(seen_begin, counts, i),
+        repetition=repetition,
+        presence=presence,
+        frequency=frequency,
+        mask=None if masks is None or masks[0][i] < 0 else masks[1][masks[0][i]],
+    )
 
 
 def score(logits: Logits, given: Ids, best: int, pool: object = None) -> Answers:

@@ -47,6 +47,8 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """With `prompt_logprobs` 0: tokens to tell of besides, for each position from `prompt_logprob_start` on
     or one tuple for all; -1 is none and gets -inf.
     """
+    logprobs_mode: str = "raw_logprobs"
+    """What is told of the answer's tokens: also raw_logits, processed_logprobs or processed_logits."""
     logprob_ids: tuple[int, ...] = ()
     """With `logprobs` 0: tokens to tell of besides at each position."""
     logit_bias: tuple[tuple[int, float], ...] = ()

@@ -37,6 +37,8 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
     model: str = ""
     adapter: Adapter | None = None
     """The LoRA adapter that answers; None: the model alone."""
+    raw_logprobs: bool = False
+    """Log-probabilities of the model's own logits, whatever --logprobs-mode says: a search ranks by them."""
     pooling: PoolingParams | None = None
     """A vector, labels or a score is wanted: only of a model that pools, and of such a one always."""
     pair: str | None = None

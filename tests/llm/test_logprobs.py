@@ -9,6 +9,7 @@ import pytest
 
 from octavo import LLM, SamplingParams
 from octavo.errors import BadRequest
+from octavo.types.beam import BeamSearchParams
 from octavo.types.logprobs import FlatLogprobs, Logprob
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
@@ -127,3 +128,22 @@ def test_flat_logprobs_are_a_list_that_only_grows() -> None:
     for change in (lambda: flat.insert(0, None), lambda: flat.pop(), lambda: flat.__setitem__(0, {})):
         with pytest.raises(TypeError, match="only appended"):
             change()
+
+
+def test_modes_of_logprobs_through_the_llm() -> None:
+    def fold(token: Any, logits: Any) -> Any:
+        return -logits
+
+    found = {}
+    for mode in ("raw_logprobs", "raw_logits", "processed_logits", "processed_logprobs"):
+        llm = LLM(device="cpu", max_model_len=128, logprobs_mode=mode, max_logprobs=-1)
+        params = SamplingParams(max_tokens=1, temperature=0.5, top_k=1, logprobs=-1, logits_processors=[fold])
+        found[mode] = llm.generate(PROMPT, params)[0].outputs[0]
+        assert len(llm.beam_search(PROMPT, BeamSearchParams(beam_width=2, max_tokens=2))[0].sequences) == 2
+    (token,) = found["raw_logits"].token_ids
+    raw = {one: told.logprob for one, told in found["raw_logits"].logprobs[0].items()}
+    assert raw[token] == min(raw.values()), "the processor turned the order around"
+    assert found["processed_logits"].logprobs[0][token].logprob == pytest.approx(-raw[token] / 0.5, rel=1e-5)
+    assert found["processed_logprobs"].logprobs[0][token].logprob == 0.0
+    total = np.log(np.exp(np.array(list(raw.values()))).sum())
+    assert found["raw_logprobs"].logprobs[0][token].logprob == pytest.approx(raw[token] - total, abs=1e-4)

@@ -302,3 +302,72 @@ def test_named_tokens_are_told_beside_the_chosen_one(native: bool) -> None:
     np.testing.assert_allclose(named.logprobs.values[1:], wanted[list(ids)], rtol=1e-6)
     assert plain.logprobs is not None
     assert len(plain.logprobs.ids) == 1
+
+
+SETTINGS: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_k": 30,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "seed": 3,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.5,
+    "logit_bias": ((5, 2.0), (6, -100.0)),
+}
+
+
+@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits", "processed_logprobs"])
+@pytest.mark.parametrize("named", [(), (6, 5, 900)])
+def test_what_logprobs_hold_under_other_modes(native: bool, mode: str, named: tuple[int, ...]) -> None:
+    x = np.random.default_rng(4).normal(0, 2, (3, 997)).astype(np.float32)
+    spec = SamplingSpec(
+        max_tokens=9, logprobs=-1 if not named else 0, logprobs_mode=mode, logprob_ids=named, **SETTINGS
+    )
+    plain = SamplingSpec(max_tokens=9, logprobs=0, **SETTINGS)
+    sampler = Sampler(997, 3, native=native)
+    for row, one in enumerate((plain, spec, plain)):
+        sampler.add(row, one, (9, 900), (5,))
+    y = x[1].astype(np.float64)
+    if mode != "raw_logits":
+        for token, by in SETTINGS["logit_bias"]:
+            y[token] += by
+        for token in (9, 900, 5):
+            y[token] = y[token] / 1.2 if y[token] > 0 else y[token] * 1.2
+        y[5] -= 0.5
+        y /= 0.7
+        order = np.argsort(-y)
+        mass = np.exp(y - y.max())
+        keep = [i for i in order if y[i] >= y.max() + np.log(0.01)][:30]
+        before = np.cumsum(mass[keep]) - mass[keep]
+        keep = [i for i, b in zip(keep, before, strict=True) if b < 0.9 * mass[keep].sum()]
+        left = np.full_like(y, -np.inf)
+        left[keep] = y[keep]
+        y = left
+    ranks = {int(token): place for place, token in enumerate(np.lexsort((np.arange(997), -y)), start=1)}
+    if mode == "processed_logprobs":
+        y = y - y.max() - np.log(np.exp(y - y.max()).sum())
+    drawn = sampler.sample(x, [0, 1, 2])
+    entry = drawn[1].logprobs
+    assert entry is not None
+    assert entry.ids[0] == drawn[1].token
+    np.testing.assert_allclose(entry.values, y[list(entry.ids)], rtol=1e-4, atol=1e-4)
+    assert list(entry.ranks) == [ranks[token] for token in entry.ids]
+    if named:
+        assert entry.ids[1:] == named
+    else:
+        assert set(entry.ids) == set(np.flatnonzero(y > -np.inf).tolist())
+        assert list(entry.values[1:]) == sorted(entry.values[1:], reverse=True)
+    for other in (drawn[0], drawn[2]):
+        assert other.logprobs is not None
+        assert other.logprobs.values[0] < 0
+
+
+def test_greedy_rows_are_not_divided_by_a_temperature(native: bool) -> None:
+    sampler = Sampler(4, 1, native=native)
+    spec = SamplingSpec(
+        max_tokens=1, temperature=0.0, logprobs=1, logprobs_mode="processed_logits", allowed_ids=(1, 3)
+    )
+    sampler.add(0, spec, (), ())
+    entry = sampler.sample(row(4.0, 1.0, 3.0, 2.5), [0])[0].logprobs
+    assert entry is not None
+    assert (entry.ids, entry.values, entry.ranks) == ((3, 3), (2.5, 2.5), (1, 1))
