@@ -14,6 +14,8 @@ serve: $(STAMP)-base
 
 # The base install: what a user gets, nothing more.
 $(STAMP)-base: $(SOURCES)
+	@test -x .venv/bin/python || $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Octavo needs Python 3.11 or newer; name one: make demo PYTHON=python3.12")'
+	@echo "Building Octavo in .venv: some minutes for the C++ kernels, the first time only."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" "cmake>=3.18" ninja
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .

@@ -335,7 +335,7 @@ def _bind(
             packed=packed,
         )
     log.info(
-        "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, %s threads",
+        "%s (%s), %s layers, vocabulary %s, %s%s on %s%s, threads: %s",
         config.model or "The bundled pocket model",
         plan.arch.architecture,
         plan.arch.layers,

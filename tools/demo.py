@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 QUESTION = "Why is the sky blue?"
@@ -76,15 +77,20 @@ def main() -> None:
     port = free_port()
     command = [sys.executable, "-m", "octavo", "serve", "--port", str(port), "--uvicorn-log-level", "warning"]
     print(f"$ octavo serve --port {port}", flush=True)
-    server = subprocess.Popen(command)
-    try:
-        ready_s = wait_until_ready(port, server)
-        print(f"[ready in {ready_s:.1f} s]\n\n> {QUESTION}\n", flush=True)
-        ask(port, QUESTION)
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-    print("\nNext: `make serve` keeps the server running; `.venv/bin/octavo chat` talks to it.")
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stderr=log)
+        try:
+            ready_s = wait_until_ready(port, server)
+            print(f"[ready in {ready_s:.1f} s]\n\n> {QUESTION}\n", flush=True)
+            ask(port, QUESTION)
+        except SystemExit:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+    print("\nNext: make serve (then open http://localhost:8000), or .venv/bin/octavo chat")
 
 
 if __name__ == "__main__":

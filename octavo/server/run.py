@@ -46,8 +46,14 @@ _LAST_WORDS_S = 2.0
 
 
 def announce_ready(url: str) -> None:
-    """The one line that says where the server is."""
+    """The one line that says where the server is; at a terminal a second one says what to do with it."""
     print(f"Octavo is ready at {url}", file=sys.stderr, flush=True)
+    if sys.stderr.isatty() and url.startswith("http"):
+        print(
+            f"Open it in a browser, or type: octavo chat --url {url}   (Ctrl-C ends the server)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def serve(
