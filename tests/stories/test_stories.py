@@ -193,7 +193,7 @@ def test_gguf_is_known_by_its_first_bytes(
     if "/" in where:
         path.with_name("gemma-00002-of-00002").write_bytes(b"GGUF" + bytes(64))
     name = str(path.parent if "/" in where else path)
-    code, err = fails(capsys, "serve", name)
+    code, err = fails(capsys, "serve", name, "--port", "0")
     assert code == 1
     assert "is GGUF version 0" in err
     with pytest.raises(CheckpointError, match="is GGUF version 0"):
@@ -221,7 +221,7 @@ def test_paths_of_the_hubs_caches(tmp_path: Path, capsys: pytest.CaptureFixture[
             assert post(server, "/v1/completions", model=name, prompt="a", max_tokens=1).status_code == 200
     snapshot = tmp_path / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc"
     copy_of_pocket(snapshot)
-    code, err = fails(capsys, "serve", str(snapshot.parents[1]))
+    code, err = fails(capsys, "serve", str(snapshot.parents[1]), "--port", "0")
     assert code == 1
     assert f"Did you mean {snapshot}?" in err
 
@@ -242,7 +242,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2-0.5B"}')
     assert "LoRA adapter made for Qwen/Qwen2-0.5B" in fails(capsys, "serve", str(tmp_path))[1]
     assert f"Name its folder: {POCKET}" in fails(capsys, "serve", str(POCKET / "model.safetensors"))[1]
-    assert "neither a folder" in fails(capsys, "serve", "/data/Qwen/Qwen2.5-1.5B")[1]
+    assert "neither a folder" in fails(capsys, "serve", "/data/Qwen/Qwen2.5-1.5B", "--port", "0")[1]
 
 
 def test_flags_of_a_quantized_model_on_another(capsys: pytest.CaptureFixture[str]) -> None:
