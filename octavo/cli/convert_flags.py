@@ -17,7 +17,8 @@ CONVERT: tuple[Flag, ...] = (
         "str",
         "cli.outtype",
         "How weights are stored: auto (as they are), f32, f16, bf16; for GGUF also q8_0, q4_0, "
-        "q4_1, q5_0, q5_1, iq4_nl, q4_k_s, q4_k_m, q5_k_s, q5_k_m or q6_k.",
+        "q4_1, q5_0, q5_1, iq4_nl, iq4_xs, q2_k, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, "
+        "q6_k or mxfp4_moe.",
     ),
     Flag("dummy", "str", "cli.dummy", "Random weights of a published model's shape, instead of SRC."),
 )

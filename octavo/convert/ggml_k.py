@@ -1,9 +1,10 @@
 """ggml's K-quants: blocks of 256 whose scales (and minima) are quantized too, rounded as ggml does it.
 
-A quantizer takes blocks, float32 [n, 256], and gives their bytes. Q4_K and Q5_K: 8 groups of 32, value =
-d * scale * code - dmin * minimum, scale and minimum of 6 bits. Q6_K: 16 groups of 16, value = d * scale *
-(code - 32), scale int8. Sums run in another order than ggml's, so that a code may differ where two are
-equally good within float32's rounding.
+A quantizer takes blocks, float32 [n, 256], and gives their bytes. Q2_K: 16 groups of 16, value = d * scale *
+code - dmin * minimum, scale and minimum of 4 bits; Q4_K and Q5_K: 8 groups of 32, the same with 6 bits. Q3_K
+and Q6_K: 16 groups of 16, value = d * scale * (code - half), scales of 6 and 8 bits. IQ4_XS: 8 groups of 32,
+value = d * scale * table[code], scale of 6 bits. Sums run in another order than ggml's, so that a code may
+differ where two are equally good within float32's rounding.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from octavo.convert.ggml_simple import F32, U8, half_bytes, inverse
+from octavo.convert.ggml_simple import F32, U8, half_bytes, inverse, iq4_scale, nearest_iq4, nibbles
 
 _TINY = np.float32(1e-15)
 """ggml's GROUP_MAX_EPS: groups below it are all zero."""
 
 
-def _ranged(groups: F32, weight: F32, largest: int, first: float, steps: int) -> tuple[F32, F32]:
-    """Scale and minimum (at most 0, given back negated) of least weighted squared error for each group.
+def _ranged(
+    groups: F32, weight: F32, largest: int, first: float, steps: int, *, squared: bool = True
+) -> tuple[F32, F32]:
+    """Scale and minimum (at most 0, given back negated) of least weighted error for each group.
 
-    groups and weight [n, width] -> scale [n, 1], minimum [n, 1]. Each trial rounds with its own scale and
+    groups and weight [n, width] -> scale [n, 1], minimum [n, 1]. `squared`: whether errors are compared by
+    their squares or by their sizes. Each trial rounds with its own scale and
     solves for the best scale and minimum of those codes (ggml: make_qkx2_quants).
     """
     low = np.minimum(groups.min(axis=1, keepdims=True), 0)
@@ -31,7 +35,7 @@ def _ranged(groups: F32, weight: F32, largest: int, first: float, steps: int) ->
 
     def error(codes: F32, scale: F32, base: F32) -> F32:
         diff = scale * codes + base - groups
-        found: F32 = (weight * diff * diff).sum(axis=1, keepdims=True)
+        found: F32 = (weight * (diff * diff if squared else np.abs(diff))).sum(axis=1, keepdims=True)
         return found
 
     scale = span / np.float32(largest)
@@ -66,11 +70,11 @@ def _packed_scales(scales: NDArray[np.uint8], minima: NDArray[np.uint8]) -> U8:
     return out
 
 
-def _super(values: F32) -> tuple[U8, F32, NDArray[np.uint8]]:
-    """Scales [n, 8] to 6 bits: (their float16 factor as bytes, the factor again, the codes)."""
+def _super(values: F32, top: int = 63) -> tuple[U8, F32, NDArray[np.uint8]]:
+    """Scales [n, groups] to 0 .. top: (their float16 factor as bytes, the factor again, the codes)."""
     largest = values.max(axis=1, keepdims=True)
-    codes = np.rint(np.float32(63) * inverse(largest) * values).clip(0, 63).astype(np.uint8)
-    raw = half_bytes(largest / np.float32(63))
+    codes = np.rint(np.float32(top) * inverse(largest) * values).clip(0, top).astype(np.uint8)
+    raw = half_bytes(largest / np.float32(top))
     return raw, raw.view("<f2").astype(np.float32), codes
 
 
@@ -92,6 +96,85 @@ def _pairs(codes: NDArray[np.uint8]) -> U8:
     """Codes of 4 bits [n, 256]: in each 64 the first 32 in the low halves, the others in the high ones."""
     split = codes.reshape(-1, 4, 2, 32)
     return np.asarray(split[:, :, 0] | (split[:, :, 1] << 4), np.uint8).reshape(-1, 128)
+
+
+def _quarters(codes: NDArray[np.uint8]) -> U8:
+    """Codes of 2 bits [n, 256]: in each 128 the first 32 in the lowest bits, the next above them."""
+    split = codes.reshape(-1, 2, 4, 32)
+    packed = split[:, :, 0] | (split[:, :, 1] << 2) | (split[:, :, 2] << 4) | (split[:, :, 3] << 6)
+    return np.asarray(packed, np.uint8).reshape(-1, 64)
+
+
+def q2_k(blocks: F32) -> U8:
+    """Scales in the low halves of 16 bytes and minima in the high ones, codes of 2 bits, d, dmin."""
+    groups = blocks.reshape(-1, 16)
+    scale, minimum = _ranged(groups, np.abs(groups), 3, -0.5, 15, squared=False)
+    raw_d, d, scales = _super(scale.reshape(-1, 16), 15)
+    raw_min, dmin, minima = _super(minimum.reshape(-1, 16), 15)
+    offset = (dmin * minima).reshape(-1, 1)
+    codes = np.rint((groups + offset) * inverse((d * scales).reshape(-1, 1))).clip(0, 3).astype(np.uint8)
+    parts = [scales | (minima << 4), _quarters(codes.reshape(-1, 256)), raw_d, raw_min]
+    return np.concatenate(parts, axis=1)
+
+
+def _improved(groups: F32, half: int) -> F32:
+    """The scale [n, 1] for codes -half .. half - 1: each code in turn, five times over, is moved to where it
+    serves the others' best scale, if that lessens the error weighted with the squares (ggml: make_q3_quants).
+    """
+    columns = np.ascontiguousarray(groups.T)
+    weight = columns * columns
+    peak = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    codes = np.rint(-half * inverse(peak) * columns).clip(-half, half - 1)
+    across = (weight * columns * codes).sum(axis=0)
+    square = (weight * codes * codes).sum(axis=0)
+    for _ in range(5):
+        for value, own, code in zip(columns, weight, codes, strict=True):
+            other_across = across - own * value * code
+            other_square = square - own * code * code
+            moved = np.rint(value * other_square * inverse(other_across)).clip(-half, half - 1)
+            new_across = other_across + own * value * moved
+            new_square = other_square + own * moved * moved
+            better = (other_across > 0) & (new_square > 0)
+            better &= new_across * new_across * square > across * across * new_square
+            across, square = np.where(better, new_across, across), np.where(better, new_square, square)
+            code[:] = np.where(better, moved, code)
+    scale: F32 = np.where(np.abs(peak) < _TINY, np.float32(0), across * inverse(square))
+    return scale[:, None]
+
+
+def _signed_scales(scales: F32) -> tuple[U8, F32, NDArray[np.int8]]:
+    """Scales [n, groups] to -32 .. 31: (their float16 factor as bytes, the products, the codes)."""
+    at = np.abs(scales).argmax(axis=1)[:, None]
+    factor = np.take_along_axis(scales, at, axis=1) / np.float32(-32)
+    codes = np.rint(scales * inverse(factor)).clip(-32, 31)
+    raw = half_bytes(factor)
+    return raw, raw.view("<f2").astype(np.float32) * codes, codes.astype(np.int8)
+
+
+def q3_k(blocks: F32) -> U8:
+    """The third bits (bit g of byte j: column 32 * g + j), the other two, 16 scales of 6 bits, d."""
+    groups = blocks.reshape(-1, 16)
+    raw_d, step, scales = _signed_scales(_improved(groups, 4).reshape(-1, 16))
+    codes = (np.rint(groups * inverse(step.reshape(-1, 1))).clip(-4, 3) + 4).astype(np.uint8)
+    codes = codes.reshape(-1, 256)
+    high = np.packbits(codes.reshape(-1, 8, 32) >> 2, axis=1, bitorder="little").reshape(-1, 32)
+    six = (scales + 32).astype(np.uint8)
+    upper = (six >> 4).reshape(-1, 4, 4)
+    upper = upper[:, 0] | (upper[:, 1] << 2) | (upper[:, 2] << 4) | (upper[:, 3] << 6)
+    lower = six[:, :8] & 15 | ((six[:, 8:] & 15) << 4)
+    return np.concatenate([high, _quarters(codes & 3), lower, upper, raw_d], axis=1)
+
+
+def iq4_xs(blocks: F32) -> U8:
+    """d, the scales' upper 2 bits, their lower 4, indexes of ggml_simple.IQ4_VALUES."""
+    groups = blocks.reshape(-1, 32)
+    raw_d, step, scales = _signed_scales(iq4_scale(groups).reshape(-1, 8))
+    codes = nibbles(nearest_iq4(groups * inverse(step.reshape(-1, 1)))).reshape(-1, 128)
+    six = (scales + 32).astype(np.uint8)
+    shifts = np.arange(0, 16, 2, dtype=np.uint16)
+    upper = ((six.astype(np.uint16) >> 4) << shifts).sum(axis=1, dtype=np.uint16)[:, None]
+    lower = six[:, 0::2] & 15 | ((six[:, 1::2] & 15) << 4)
+    return np.concatenate([raw_d, upper.astype("<u2").view(np.uint8), lower, codes], axis=1)
 
 
 def q4_k(blocks: F32) -> U8:

@@ -19,6 +19,8 @@ IQ4_VALUES = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 """The 16 values of IQ4_NL and IQ4_XS (ggml's kvalues_iq4nl)."""
+_E2M1_BETWEEN = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], dtype=np.float32)
+"""Half way between 0, 1, 2, 3, 4, 6, 8 and 12: E2M1's sizes, doubled."""
 
 
 def half_bytes(values: F32) -> U8:
@@ -97,29 +99,44 @@ def q5_1(blocks: F32) -> U8:
 
 
 def iq4_nl(blocks: F32) -> U8:
-    """d, indexes of IQ4_VALUES. ggml's weights without an importance matrix are the squares of the values.
+    """d, indexes of IQ4_VALUES."""
+    scale = iq4_scale(blocks)
+    return np.concatenate([half_bytes(scale), nibbles(nearest_iq4(blocks * inverse(scale)))], axis=1)
 
-    Of 15 scales around largest / -127 the one with the least weighted squared error.
+
+def iq4_scale(blocks: F32) -> F32:
+    """Of 16 scales near largest / -127 the one with the least squared error [n, 1], each value's weighted
+    with its own square, as ggml does without an importance matrix.
     """
     weight = blocks * blocks
     at = np.abs(blocks).argmax(axis=1)[:, None]
     largest = np.take_along_axis(blocks, at, axis=1)
+    over = inverse(largest)
     best_scale = np.zeros_like(largest)
     best = np.zeros_like(largest)
-    for step in range(-7, 8):
-        trial = largest / (IQ4_VALUES[0] + np.float32(step))
-        values = IQ4_VALUES[_nearest(blocks * inverse(trial))]
+    for top in (-IQ4_VALUES[0], *(IQ4_VALUES[0] + np.float32(step) for step in range(-7, 8))):
+        values = IQ4_VALUES[nearest_iq4(blocks * (top * over))]
         across = (weight * values * blocks).sum(axis=1, keepdims=True)
         square = (weight * values * values).sum(axis=1, keepdims=True)
         better = (square > 0) & (across * across > best * square)
         scale = across * inverse(square)
         best_scale = np.where(better, scale, best_scale)
         best = np.where(better, scale * across, best)
-    codes = _nearest(blocks * inverse(best_scale))
-    return np.concatenate([half_bytes(best_scale), nibbles(codes)], axis=1)
+    return best_scale
 
 
-def _nearest(values: F32) -> NDArray[np.int64]:
+def nearest_iq4(values: F32) -> NDArray[np.int64]:
     """Index of the nearest of IQ4_VALUES."""
     between = (IQ4_VALUES[1:] + IQ4_VALUES[:-1]) / 2
     return np.searchsorted(between, values, side="right")
+
+
+def mxfp4(blocks: F32) -> U8:
+    """An exponent for the largest value to be 4 .. 8 halves times it, then E2M1 codes."""
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    _, power = np.frexp(largest)  # largest = [0.5, 1) * 2 ** power
+    exponent = np.where(largest > 0, np.clip(power - 3 + 127, 0, 254), 0).astype(np.uint8)
+    halves = np.ldexp(np.abs(blocks), 128 - exponent.astype(np.int32))
+    size = np.searchsorted(_E2M1_BETWEEN, halves, side="left")
+    codes = np.where((blocks < 0) & (size > 0), size + 8, size)
+    return np.concatenate([exponent, nibbles(codes)], axis=1)

@@ -17,7 +17,7 @@ from octavo.config.arch import Arch
 from octavo.config.generation import load_generation_config, token_ids
 from octavo.config.gguf_encoders import ENCODERS
 from octavo.config.pooling import folder_reader, read_pooler
-from octavo.convert.ggml_types import Mix, encode, mix_of, tensor_type
+from octavo.convert.ggml_types import Mix, Traits, encode, mix_of, tensor_type
 from octavo.convert.gguf_arch import arch_metadata, encoder_metadata, rope_tensors
 from octavo.convert.gguf_file import Metadata, Tensor, Value, write_gguf
 from octavo.convert.gguf_tokenizer import special_ids, tokenizer_metadata
@@ -183,10 +183,14 @@ def _fixed(name: str, values: NDArray[np.float32]) -> Tensor:
 def _of_param(model: Decoder, reader: _Reader, mix: Mix, param: Param, where: GgufSource) -> list[Tensor]:
     found = []
     start = 0
-    tied = model.arch.tied and "output.weight" not in where.names
+    arch = model.arch
+    tied = arch.tied and "output.weight" not in where.names
+    traits = Traits(
+        arch.layers, tied, arch.heads // max(arch.kv_heads, 1), int(arch.config.get("num_experts") or 0)
+    )
     for name, rows, heads in zip(where.names, where.rows, where.heads, strict=True):
         shape = stored_shape(name, rows, param)
-        kind = tensor_type(mix, name, shape, model.arch.layers, tied=tied)
+        kind = tensor_type(mix, name, shape, traits)
         order = to_pairs(rows, heads) if heads else None
         if sources(model, param).experts:
             chunks = _expert_chunks(reader, param, kind)
