@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import time
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 from live import Start
+from test_package import ROOT, script
 
 LONG = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True}
 
@@ -78,3 +81,17 @@ def test_keys_share_no_cached_prompt(start: Start) -> None:
         return int((reply["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     assert [cached(key) for key in ("one", "one", "two", "two")] == [0, 64, 0, 64]
+
+
+def test_the_time_of_an_answer_tells_no_key_what_another_one_asked(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few pairs of benchmarks/two_keys.py: what one key can tell of its own prompts, another one cannot."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    keys = script("benchmarks/two_keys.py")
+    live = start({"kv_cache_memory_bytes": 64 << 20}, api_keys=("one", "two"))
+    draw = random.Random(0)
+    with closing(keys.Client(live.port, "one")) as one, closing(keys.Client(live.port, "two")) as two:
+        keys.differences(one, two, 3, draw)
+        assert keys.chance(keys.differences(one, one, 12, draw)) < 0.01
+        assert keys.chance(keys.differences(one, two, 20, draw)) > 1e-4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import json
 import platform
 import socket
@@ -14,8 +16,10 @@ from typing import Any
 import httpx
 import pytest
 from doors import DOORS
+from flood import flood
 from live import Live, Start
 
+from octavo.pipeline import grammar
 from octavo.pipeline import service as services
 from octavo.server.run import bound_heaps
 
@@ -94,6 +98,20 @@ def test_long_texts_leave_no_large_heap(start: Start, monkeypatch: pytest.Monkey
     for _ in range(4):
         tokenize()
     live.until(lambda: resident_mib() < before + 50)
+
+
+def test_a_flood_of_different_forms_ends_in_a_bounded_cache(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "_KEPT", 40)
+    live = start()
+    numbers = iter(range(450))
+    assert asyncio.run(flood(live.url, itertools.islice(numbers, 150))) == 150
+    before = resident_mib()
+    assert asyncio.run(flood(live.url, numbers)) == 300
+    live.idle()
+    assert len(live.service.preparer._grammars._kept) == 40
+    assert resident_mib() < before + 20
 
 
 def resident_mib() -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from octavo.parsers import parser as machine
 from octavo.parsers.parser import Ask, ReplyFormat, ReplyParser
 
 SHARED = (Path(__file__).parents[2] / "../shared").resolve()
@@ -61,6 +64,11 @@ ONE_CALL = {
     '{"city": "Paris"}<|call|>',
 }
 """A call of weather(city="Paris") in every format."""
+
+
+def loud() -> AbstractContextManager[Any]:
+    """A parser's own mistake, which costs a reply its form and is only logged, is an AssertionError here."""
+    return mock.patch.object(machine.log, "exception", side_effect=AssertionError("a parser failed"))
 
 
 class Reply:
