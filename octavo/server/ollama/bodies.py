@@ -50,20 +50,20 @@ class OllamaChatRequest(Common, kw_only=True):
     tools: list[dict[str, Any]] | None = None
 
 
-class OllamaCandidate(msgspec.Struct):
+class OllamaCandidate(msgspec.Struct, gc=False):
     """A token that could have stood at a place."""
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
 
 
-class OllamaLogprob(msgspec.Struct):
+class OllamaLogprob(msgspec.Struct, gc=False):
     """The token that does."""
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
     top_logprobs: list[OllamaCandidate] | UnsetType = UNSET
 
 

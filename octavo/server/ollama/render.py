@@ -155,7 +155,7 @@ class Logprobs:
             top: list[OllamaCandidate] | msgspec.UnsetType = msgspec.UNSET
             if self._top:
                 found = ((self._speller.other(t), finite(v)) for t, v in best(entry, self._top))
-                top = [OllamaCandidate(text, value, list(text.encode())) for text, value in found]
+                top = [OllamaCandidate(text, value, tuple(text.encode())) for text, value in found]
             text = self._speller.chosen(entry.ids[0])
-            made.append(OllamaLogprob(text, finite(entry.values[0]), list(text.encode()), top))
+            made.append(OllamaLogprob(text, finite(entry.values[0]), tuple(text.encode()), top))
         return made

@@ -25,10 +25,10 @@ def chat_logprobs(entries: Iterable[TokenLogprobs], top: int, speller: Speller) 
         alternatives = []
         for token, value in best(entry, top):
             text = speller.other(token)
-            alternatives.append(TopLogprob(text, finite(value), list(text.encode("utf-8"))))
+            alternatives.append(TopLogprob(text, finite(value), tuple(text.encode("utf-8"))))
         text = speller.chosen(entry.ids[0])
         value = finite(entry.values[0])
-        content.append(TokenLogprob(text, value, list(text.encode("utf-8")), alternatives))
+        content.append(TokenLogprob(text, value, tuple(text.encode("utf-8")), alternatives))
     return ChatLogprobs(content)
 
 

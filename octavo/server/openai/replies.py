@@ -35,20 +35,22 @@ class UsageInfo(msgspec.Struct, kw_only=True):
     """Only where there was reasoning."""
 
 
-class TopLogprob(msgspec.Struct):
+# An answer may have 20 of these for each token, and nothing in them leads back to them: the collector need
+# not walk them again and again.
+class TopLogprob(msgspec.Struct, gc=False):
     """One of the most likely tokens at a position; `logprob` is a natural logarithm, at least -9999."""
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: tuple[int, ...] | None
 
 
-class TokenLogprob(msgspec.Struct):
+class TokenLogprob(msgspec.Struct, gc=False):
     """The chosen token at a position."""
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: tuple[int, ...] | None
     top_logprobs: list[TopLogprob]
 
 
