@@ -245,7 +245,7 @@ VARIABLES: tuple[Variable, ...] = (
         "dev_mode",
         _names("SERVER_DEV_MODE"),
         _flag,
-        "Serve /sleep, /wake_up, /is_sleeping and /reset_prefix_cache.",
+        "Serve /sleep, /wake_up, /pause, /resume, /abort_requests and /reset_prefix_cache.",
     ),
 )
 

@@ -64,7 +64,7 @@ io-processor-plugin enable-return-routed-experts? return-sampling-mask?
 collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
 fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?
-enable-server-load-tracking? enable-tokenizer-info-endpoint?
+enable-server-load-tracking?
 enable-log-outputs? enable-log-deltas? max-log-len log-config-file
 """
 

@@ -311,6 +311,12 @@ _SERVER = (
         "server.enable_prompt_tokens_details",
         "Cached tokens in usage.",
     ),
+    Flag(
+        "enable-tokenizer-info-endpoint",
+        "bool",
+        "server.enable_tokenizer_info",
+        "GET /tokenizer_info: the tokenizer's configuration.",
+    ),
     Flag("enable-per-request-metrics", "bool", "server.enable_per_request_metrics", "Times in replies."),
     Flag("enable-force-include-usage", "bool", "server.enable_force_include_usage", "Usage in every stream."),
     Flag(

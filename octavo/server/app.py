@@ -20,7 +20,7 @@ from octavo.server.errors import ClientGone, not_found, respond, unexpected, wro
 from octavo.server.guard import ROUTE, Guard
 from octavo.server.hub import Hub
 from octavo.server.ollama import door as ollama
-from octavo.server.openai import chat, chats, completions, models
+from octavo.server.openai import chat, chats, completions, models, scoring
 from octavo.server.openai.responses import door as responses
 from octavo.server.pooling import cohere, embeddings, scores
 from octavo.server.scopes import RIGHTS, demand
@@ -31,7 +31,7 @@ from octavo.server.wire import Handler
 
 DOORS = (
     *(chat, chats, completions, responses, anthropic, batch, models, adapters, tokens, legacy, ollama),
-    *(embeddings, cohere, scores),
+    *(embeddings, cohere, scores, scoring),
     *(probes, sleep, metrics, document),
 )
 """Each has ``routes(state)``; none knows another. The first that matches takes a request."""

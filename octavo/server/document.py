@@ -36,6 +36,7 @@ from octavo.server.openai.responses.replies import (
     ResponseReply,
 )
 from octavo.server.openai.responses.requests import ResponsesRequest
+from octavo.server.openai.scoring import ScoringReply, ScoringRequest
 from octavo.server.page import page, wants_page
 from octavo.server.pooling.bodies import (
     ClassifyReply,
@@ -125,6 +126,13 @@ ENTRIES = (
     *(
         Entry("post", f"{version}/rerank", "Documents, the best first", RerankRequest, RerankReply)
         for version in ("", "/v1", "/v2")
+    ),
+    Entry(
+        "post",
+        "/generative_scoring",
+        "How likely items make a model answer with one token of several",
+        ScoringRequest,
+        ScoringReply,
     ),
     Entry("get", "/v1/models", "The served names", None, ModelList),
     Entry("get", "/v1/models/{name}", "One served name", None, ModelCard),

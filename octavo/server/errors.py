@@ -180,10 +180,52 @@ def respond_info(info: ErrorInfo, headers: dict[str, str] | None = None, path: s
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
+_INSTEAD = (
+    (
+        "This server takes and gives text only.",
+        "/v1/audio/transcriptions /v1/audio/translations /v1/audio/speech /v1/realtime "
+        "/v1/images/generations /v1/images/edits /reset_mm_cache /reset_encoder_cache",
+    ),
+    (
+        "POST /tokenize has the tokens of a prompt or of messages, POST /detokenize the text of tokens.",
+        "/v1/chat/completions/render /v1/completions/render /v1/responses/render /v1/messages/render "
+        "/v1/chat/completions/derender /v1/completions/derender",
+    ),
+    (
+        "/v1/completions takes and gives token ids (prompt, return_token_ids).",
+        "/inference/v1/generate",
+    ),
+    (
+        "The development routes /abort_requests, /pause and /sleep end requests and give memory back.",
+        "/inference/v1/abort_requests /release_kv_cache_memory",
+    ),
+    (
+        "Use /v1/chat/completions; Cohere's /v2/embed and /v2/rerank are here.",
+        "/cohere/v2/chat",
+    ),
+    (
+        "Use structured_outputs of /v1/chat/completions, or /generative_scoring.",
+        "/v1/systemone",
+    ),
+    ("octavo bench breakdown tells where the time goes.", "/start_profile /stop_profile"),
+    ("/metrics, /version and /v1/models say what runs.", "/server_info"),
+    (
+        "This server is one process that loads its weights once.",
+        "/collective_rpc /update_weights /kv_event_sources /scale_elastic_ep /is_scaling_elastic_ep",
+    ),
+)
+ABSENT = {path: instead for instead, paths in _INSTEAD for path in paths.split()}
+"""Routes of vLLM's and OpenAI's servers that are not here, and what to do instead."""
+
+
 async def not_found(request: Request, error: Exception) -> Response:
-    """404 of a path that is no route."""
+    """404 of a path that is no route; 501 of one that is a route elsewhere."""
+    path = route_path(request.scope)
+    if instead := ABSENT.get(path):
+        info = ErrorInfo(f"{path} is not implemented. {instead}", "NotImplementedError", None, 501)
+        return respond_info(info, path=path)
     message = f"There is no route {_shown(request)}. GET /docs lists the routes."
-    return respond_info(ErrorInfo(message, "NotFoundError", None, 404), path=route_path(request.scope))
+    return respond_info(ErrorInfo(message, "NotFoundError", None, 404), path=path)
 
 
 async def wrong_method(request: Request, error: Exception) -> Response:

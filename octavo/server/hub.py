@@ -99,6 +99,10 @@ class Preparing(Protocol):
 class Vocabulary(Protocol):
     """Single tokens as text."""
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """tokenizer_config.json."""
+
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes that one token stands for; None where that depends on its neighbours."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from octavo.errors import BadRequest
@@ -18,6 +19,17 @@ def at_most(name: str, got: int, limit: int, what: str) -> None:
     """Raises BadRequest when there are more than `limit` of them."""
     if got > limit:
         raise BadRequest(f"{name} has {got} {what}, but at most {limit} are allowed.", param=name)
+
+
+@contextlib.contextmanager
+def named_as(sent: str, here: str) -> Iterator[None]:
+    """What is refused inside under the name `here` is told under the name that the client sent."""
+    try:
+        yield
+    except BadRequest as error:
+        if error.param == here:
+            error.param, error.message = sent, error.message.replace(here, sent, 1)
+        raise
 
 
 def good_id(name: str | None) -> bool:

@@ -236,7 +236,7 @@ class _Runner:
                 os._exit(128 + number)
             return
         self._stopped_s = now
-        self._state.draining = True
+        self._state.drain()
         self._stop.set()
         log.info("Shutting down; requests at work may finish (%.0f s).", self._settings.shutdown_timeout_s)
 
@@ -292,7 +292,7 @@ class _Runner:
 
     async def _end(self, service: Hub | None, serving: asyncio.Future[None]) -> None:
         """Refuse what is new, let what runs finish, abort the rest, close."""
-        self._state.draining = True
+        self._state.drain()
         await self._quiet_within(self._settings.shutdown_timeout_s)
         if service is not None:
             await service.stop(0.0)

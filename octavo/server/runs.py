@@ -80,6 +80,8 @@ class Run:
         self._jobs = [msgspec.structs.replace(job, id=f"{job.id}-{uuid.uuid4().hex[:8]}") for job in jobs]
         self._streams: list[JobEvents] = []
         self._open = {job.id for job in self._jobs}
+        self._live = {(jobs[0].id, job.id) for job in self._jobs}
+        state.live |= self._live
         self.n = jobs[0].sampling.n
         self.started: list[Started] = []
         self.usage = Usage(0)
@@ -93,6 +95,7 @@ class Run:
         cls, state: State, jobs: Sequence[Job], path: str = "", *, streaming: bool = False
     ) -> Run:
         """A run whose jobs are all accepted. `path`: of the door, for the metrics. Raises OctavoError."""
+        await state.going()
         run = cls(state, jobs, path, streaming)
         try:
             await run._submit()
@@ -135,6 +138,7 @@ class Run:
     async def close(self, error: str | None = None) -> None:
         """Abort what still runs; safe to call twice. `error`: why it ends, for the trace."""
         open_ids, self._open = self._open, set()
+        self._state.live -= self._live
         if not self._over:
             self._over = True
             self._state.tracer.record(self._span(error or ("abort" if open_ids else None)))

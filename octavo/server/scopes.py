@@ -30,13 +30,13 @@ RIGHT = "octavo.right"
 _OPEN = "/health /ping"
 _INFERENCE = """
 / /version /load /metrics /openapi.json /docs
-/v1/models /v1/models/{name:path} /tokenize /detokenize /generate /invocations
+/v1/models /v1/models/{name:path} /tokenize /detokenize /tokenizer_info /generate /invocations
 /v1/completions /v1/chat/completions /v1/chat/completions/batch /v1/messages /v1/messages/count_tokens
 /v1/responses /v1/responses/input_tokens /v1/responses/{response_id} /v1/responses/{response_id}/cancel
 /v1/responses/{response_id}/input_items
 /v1/files /v1/files/{name} /v1/files/{name}/content
 /v1/batches /v1/batches/{name} /v1/batches/{name}/cancel
-/v1/embeddings /v2/embed /pooling /classify /score /v1/score /rerank /v1/rerank /v2/rerank
+/generative_scoring /v1/embeddings /v2/embed /pooling /classify /score /v1/score /rerank /v1/rerank /v2/rerank
 /api/generate /api/chat /api/embed /api/embeddings /api/tags /api/show /api/ps /api/version /api/pull
 """
 """/api/pull is here for the served model, which clients pull before they ask; the rest it checks itself."""
@@ -44,7 +44,7 @@ _MANAGEMENT = """
 /v1/load_lora_adapter /v1/unload_lora_adapter
 /api/delete /api/copy /api/create /api/push /api/blobs/{name}
 """
-_ADMIN = "/sleep /wake_up /is_sleeping /reset_prefix_cache"
+_ADMIN = "/sleep /wake_up /is_sleeping /reset_prefix_cache /pause /resume /is_paused /abort_requests"
 
 RIGHTS: dict[str, Right] = {
     path: right

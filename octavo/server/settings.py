@@ -57,6 +57,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether tools stay out of the prompt of a chat with tool_choice none."""
     return_tokens_as_token_ids: bool = False
     trust_request_chat_template: bool = False
+    enable_tokenizer_info: bool = False
+    """Whether GET /tokenizer_info tells tokenizer_config.json and the chat template."""
     enable_log_requests: bool = False
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import PurePath
@@ -30,6 +32,10 @@ class State:
         self.draining = False
         self.asleep = False
         """Whether new requests are refused until somebody wakes the server."""
+        self.live: set[tuple[str, str]] = set()
+        """(id of the request, id of a job of its) of all that is at work."""
+        self._going = asyncio.Event()
+        self._going.set()
         self.inner: ASGIApp | None = None
         """The routes without what guards them: for requests that come from this process itself."""
         self.on_open: list[Callable[[], None]] = []
@@ -48,9 +54,39 @@ class State:
         for call in self.on_open:
             call()
 
+    @property
+    def paused(self) -> bool:
+        """Whether new requests wait until somebody resumes."""
+        return not self._going.is_set()
+
+    def pause(self) -> None:
+        """From now on new requests wait."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Those that waited begin."""
+        self._going.set()
+
+    async def going(self) -> None:
+        """Return when requests may begin."""
+        await self._going.wait()
+
+    def drain(self) -> None:
+        """Refuse what is new, and what waited to begin."""
+        self.draining = True
+        self._going.set()
+
+    def abort(self, request_id: str | None = None) -> None:
+        """End the requests of that id (with or without the part before its first ``-`` or ``_``), or all."""
+        if self._service is None:
+            return
+        for name, job in list(self.live):
+            if request_id in (None, name, re.split("[-_]", name, maxsplit=1)[-1]):
+                self._service.abort(job)
+
     def close(self) -> None:
         """The service is over: hold it no longer."""
-        self.draining = True
+        self.drain()
         for call in self.on_close:
             call()
         if self._database is not None:

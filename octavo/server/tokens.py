@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DetokenizeReply(msgspec.Struct):
 
 
 def routes(state: State) -> list[Route]:
-    """The two routes."""
+    """The two routes, and the third where --enable-tokenizer-info-endpoint asks for it."""
 
     async def tokenize(request: Request) -> Response:
         raw = await read_object(request, state.settings)
@@ -76,10 +76,20 @@ def routes(state: State) -> list[Route]:
         check_ids("tokens", body.tokens)
         return reply(DetokenizeReply(await state.service.detokenize(body.tokens)))
 
-    return [
+    async def info(request: Request) -> Response:
+        template, tokenizer = state.service.preparer.template, state.vocabulary
+        if tokenizer is None:
+            raise BadRequest("There is no tokenizer (--skip-tokenizer-init).")
+        shown = {"tokenizer_class": "PreTrainedTokenizerFast", **tokenizer.config}
+        return reply({**shown, "chat_template": template.source if template is not None else None})
+
+    found = [
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
     ]
+    if state.settings.enable_tokenizer_info:
+        found.append(Route("/tokenizer_info", info, methods=["GET"]))
+    return found
 
 
 async def _tokens(body: TokenizeRequest, state: State) -> Started:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from octavo.config.generation import GenerationConfig
 from octavo.errors import BadRequest, PromptTooLong, Unavailable
@@ -19,10 +19,13 @@ from octavo.types.job import ChatOptions, Event, Job, Started
 from octavo.types.stats import EngineStats, RequestTimes
 
 VOCAB = 256
+TEMPLATE = "{{ messages }}{{ tools }}{% if enable_thinking %}{% endif %}"
 
 
 class Bytes:
     """A vocabulary of single bytes."""
+
+    config: ClassVar[dict[str, Any]] = {"tokenizer_class": "Bytes", "eos_token": "<0>"}
 
     def token_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id]) if 0 <= token_id < VOCAB else b""
@@ -41,9 +44,7 @@ class FakePreparer:
         self.generation = GenerationConfig()
         self.ends = EndTokens(0)
         self.pooler: Any = None
-        self.template: Any = SimpleNamespace(
-            source="{{ messages }}{{ tools }}{% if enable_thinking %}{% endif %}"
-        )
+        self.template: Any = SimpleNamespace(source=TEMPLATE)
 
 
 class FakeService:
@@ -164,9 +165,9 @@ class FakeService:
                 await self.gate.acquire()
             if self.delay_s is not None:
                 await asyncio.sleep(self.delay_s)
-            last = at == len(data) - 1
+            last, over = at == len(data) - 1, self._stopping or job.id not in self.live
             for index, decoder in enumerate(decoders):
-                if self._stopping:
+                if over:
                     yield Event(index=index, finish=Finish("abort"))
                     continue
                 failed = self.fails_at == at
@@ -197,7 +198,7 @@ class FakeService:
                             max_tokens=job.sampling.max_tokens,
                         )
                     )
-            if self._stopping or self.fails_at == at:
+            if over or self.fails_at == at:
                 return
 
 

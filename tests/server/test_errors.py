@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import QueueFull, Unavailable
+from octavo.server.errors import ABSENT
 from octavo.types.engine import Finish
 from octavo.types.job import Event
 
@@ -277,3 +278,21 @@ def test_what_nobody_expected_is_a_fixed_sentence(client: Any, stream: bool, cap
     error = check(client.chat(stream=stream), 500)
     assert "secret" not in error["message"]
     assert "secret" in caplog.text, "the log has it"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/audio/transcriptions", "text only"),
+        ("/v1/chat/completions/render", "/tokenize"),
+        ("/cohere/v2/chat", "/v1/chat/completions"),
+        ("/start_profile", "octavo bench"),
+        ("/server_info", "/metrics"),
+    ],
+)
+def test_routes_of_others_say_what_to_use(client: Any, path: str, words: str) -> None:
+    for method in ("GET", "POST"):
+        error = check(client.send(method, path), 501)
+        assert (error["type"], error["code"]) == ("NotImplementedError", 501)
+        assert words in error["message"]
+    assert not set(ABSENT) & {route.path for route in client.app().routes}

@@ -19,7 +19,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD")
 
 def all_routes(client: Any) -> list[tuple[str, str]]:
     """(method, path) of everything that can be mounted."""
-    client.settings.update(dev_mode=True, allow_runtime_lora=True)
+    client.settings.update(dev_mode=True, allow_runtime_lora=True, enable_tokenizer_info=True)
     found = []
     for route in client.app().routes:
         path = route.path.replace("{name:path}", "pocket")

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from fake_service import FakeService
+from fake_service import TEMPLATE, FakeService
 from prometheus_client.parser import text_string_to_metric_families
 
 import octavo
@@ -289,6 +289,15 @@ def test_the_document_names_every_route(client: Any) -> None:
         (m, r.path.replace(":path", "")) for r in client.app().routes for m in r.methods if m != "HEAD"
     }
     assert mounted == {(entry.method.upper(), entry.path) for entry in ENTRIES}
+
+
+def test_tokenizer_info(client: Any) -> None:
+    assert client.get("/tokenizer_info").status_code == 404
+    client.settings["enable_tokenizer_info"] = True
+    told = client.get("/tokenizer_info").json()
+    assert told == {"tokenizer_class": "Bytes", "eos_token": "<0>", "chat_template": TEMPLATE}
+    client.fake.tokenizer = None
+    assert client.get("/tokenizer_info").status_code == 400
 
 
 def test_openapi(client: Any) -> None:

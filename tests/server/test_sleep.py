@@ -10,7 +10,11 @@ import httpx
 import pytest
 from running import LIMIT_S, Running
 
-PATHS = (("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping"), ("POST", "/reset_prefix_cache"))
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+PATHS = (
+    *(("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping"), ("POST", "/reset_prefix_cache")),
+    *(("POST", "/pause"), ("POST", "/resume"), ("GET", "/is_paused"), ("POST", "/abort_requests")),
+)
 
 
 def test_they_are_closed_unless_asked_for(client: Any) -> None:
@@ -65,6 +69,74 @@ def test_running_requests_finish_before_it_sleeps() -> None:
             assert (await running).json()["choices"][0]["text"] == fake.says
             assert (await sleeping).status_code == 200
             assert fake.chores == ["rest"]
+
+    with Running(fake, dev_mode=True) as server:
+        asyncio.run(go(server.url))
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait"])
+def test_a_pause_holds_new_requests_back(mode: str) -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    fake.gate = asyncio.Semaphore(2)
+
+    async def go(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
+            running = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
+            while not fake.live:
+                await asyncio.sleep(0.001)
+            pausing = asyncio.create_task(http.post("/pause", params={"mode": mode}))
+            while not (await http.get("/is_paused")).json()["is_paused"]:
+                pass
+            for _ in fake.says * 2:
+                fake.gate.release()  # type: ignore[union-attr]
+            first = (await running).json()["choices"][0]
+            assert (first["finish_reason"] == "abort") == (mode == "abort") == (first["text"] != fake.says)
+            assert (await pausing).json() == {"status": "paused"}
+            assert fake.chores == ["reset"]
+            waiting = asyncio.create_task(http.post("/v1/completions", json={"prompt": "y"}))
+            assert (await http.get("/health")).status_code == 200
+            while (await http.get("/load")).json()["server_load"] != 1:
+                pass
+            assert (fake.live, waiting.done()) == (set(), False)
+            assert (await http.post("/resume")).json() == {"status": "resumed"}
+            assert (await waiting).json()["choices"][0]["text"] == fake.says
+            assert (await http.get("/is_paused")).json() == {"is_paused": False}
+            assert (await http.post("/pause", params={"mode": "keep"})).status_code == 400
+            kept = await http.post("/pause", params={"clear_cache": "false"})
+            assert (kept.status_code, fake.chores) == (200, ["reset"])
+
+    with Running(fake, dev_mode=True) as server:
+        asyncio.run(go(server.url))  # and it stops, though it is paused
+
+
+@pytest.mark.parametrize("names", [["chatcmpl-mine"], ["mine"], None])
+def test_requests_are_ended_by_their_ids(names: list[str] | None) -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    fake.gate = asyncio.Semaphore(2)
+
+    async def go(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
+            asked = [
+                asyncio.create_task(
+                    http.post("/v1/chat/completions", json={**HI, "n": 2}, headers={"x-request-id": name})
+                )
+                for name in ("mine", "theirs")
+            ]
+            while len(fake.live) < 2:
+                await asyncio.sleep(0.001)
+            body = {} if names is None else {"request_ids": [*names, "unknown"]}
+            assert (await http.post("/abort_requests", json=body)).status_code == 200
+            mine, theirs = [name.startswith("chatcmpl-mine") for name in fake.aborted], len(fake.live)
+            assert (sum(mine), theirs) == ((1, 0) if names is None else (1, 1))
+            for _ in fake.says * 2:
+                fake.gate.release()  # type: ignore[union-attr]
+            ends = [{choice["finish_reason"] for choice in (await one).json()["choices"]} for one in asked]
+            assert ends == [{"abort"}, {"abort"} if names is None else {"stop"}]
+            assert (await http.post("/abort_requests", json={"request_ids": "x"})).status_code == 400
 
     with Running(fake, dev_mode=True) as server:
         asyncio.run(go(server.url))

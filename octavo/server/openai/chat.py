@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most, check_effort, check_messages, check_template
+from octavo.server.limits import at_most, check_effort, check_messages, check_template, named_as
 from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import (
     Head,
@@ -312,15 +312,10 @@ def _sampling(body: ChatRequest, state: State, logprobs: int | None) -> Sampling
     """How tokens are drawn. Raises BadRequest, which names max_tokens as the client did."""
     newer = body.max_completion_tokens is not None
     limit = body.max_completion_tokens if newer else body.max_tokens
-    try:
+    with named_as("max_completion_tokens" if newer else "max_tokens", "max_tokens"):
         return sampling_params(
             body, state, max_tokens=limit, logprobs=logprobs, prompt_logprobs=body.prompt_logprobs
         )
-    except BadRequest as error:
-        if newer and error.param == "max_tokens":
-            error.param = "max_completion_tokens"
-            error.message = error.message.replace("max_tokens", error.param, 1)
-        raise
 
 
 def chat_options(body: ChatRequest, settings: ServerSettings) -> ChatOptions:

@@ -56,13 +56,8 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
     at_most("bad_words", len(body.bad_words or ()), settings.max_bad_words, "strings")
     at_most("logit_bias", len(body.logit_bias or ()), settings.max_listed_ids, "entries")
     at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_listed_ids, "ids")
-    if body.priority is not None and abs(body.priority) > INT32_MAX:
-        raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
-    salt = body.cache_salt
-    if salt is not None and not _good_salt(salt):
-        raise BadRequest(
-            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
-        )
+    check_priority(body.priority)
+    check_salt(body.cache_salt)
     if body.best_of is not None and body.best_of != (body.n or 1):
         if body.stream:
             raise BadRequest("best_of over n cannot be streamed.", hint="Use n alone.", param="best_of")
@@ -74,8 +69,19 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
         )
 
 
-def _good_salt(salt: str) -> bool:
-    return 0 < len(salt) <= _MAX_SALT_CHARS and not any(c in _SALT_FORBIDS for c in salt)
+def check_priority(priority: int | None) -> None:
+    """Raises BadRequest for one that the engine cannot order by."""
+    if priority is not None and abs(priority) > INT32_MAX:
+        raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
+
+
+def check_salt(salt: str | None) -> None:
+    """Raises BadRequest for a cache_salt of odd characters or length."""
+    good = salt is None or (0 < len(salt) <= _MAX_SALT_CHARS and not any(c in _SALT_FORBIDS for c in salt))
+    if not good:
+        raise BadRequest(
+            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
+        )
 
 
 def sampling_params(body: CommonRequest, state: State, **decided: Any) -> SamplingParams:
