@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("octavo._native", reason="the extension is not built")
 
-from running import LIMIT_S, Running, pocket
+from running import LIMIT_S, Running, serving
 
 QUERY, ITEMS, LABELS = "The sky is", [" blue", " green today", ""], [25, 11, 365]
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with pocket() as running:
+    with serving() as running:
         yield running
 
 
