@@ -33,6 +33,10 @@ class Info(Protocol):
         """Most log-probabilities a token that a request may ask for; -1 for no limit."""
 
     @property
+    def logprobs_mode(self) -> str:
+        """What log-probabilities are: raw_logprobs are the model's own."""
+
+    @property
     def created(self) -> int:
         """Unix time at which the model was loaded, in seconds."""
 

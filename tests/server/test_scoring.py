@@ -96,3 +96,9 @@ def test_all_labels_that_may_be_asked_for(server: Running) -> None:
     reply = ask(server, query=QUERY, items=["x"] * 64, label_token_ids=list(range(128)), user="me")
     assert len(reply.json()["data"]) == 64
     assert "x-octavo-warning" not in reply.headers
+
+
+def test_numbers_that_are_no_probabilities() -> None:
+    with serving(logprobs_mode="raw_logits") as server:
+        reply = ask(server, query=QUERY, items=ITEMS, label_token_ids=LABELS)
+        assert (reply.status_code, "raw_logits" in reply.text) == (400, True)

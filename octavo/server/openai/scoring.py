@@ -105,6 +105,12 @@ async def _answer(request: Request, state: State) -> Response:
 
 def _check(body: ScoringRequest, state: State) -> None:
     """What can be said before there are tokens. Raises BadRequest."""
+    mode = state.service.info.logprobs_mode
+    if mode != "raw_logprobs":
+        raise BadRequest(
+            f"This server's logprobs are {mode}, which are no probabilities of the model's own.",
+            hint="Start it without --logprobs-mode.",
+        )
     for name in ("items", "label_token_ids"):
         if not getattr(body, name):
             raise BadRequest(f"{name} is empty.", param=name)
