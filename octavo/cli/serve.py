@@ -57,10 +57,14 @@ def _serve(words: Sequence[str]) -> int:
 
 def server_settings(settings: Settings, environment: Environment) -> ServerSettings:
     """The server's settings; flags win over variables."""
+    from octavo.config.engine import EngineConfig
     from octavo.config.environment import cache_folder
     from octavo.server.settings import ServerSettings
 
     fields: dict[str, Any] = {**_from_environment(environment), **settings.server}
+    # What even an empty queue has no room for is no matter of trying again later.
+    queue = settings.engine.get("max_queued_requests", EngineConfig().max_queued_requests)
+    fields["max_sequences"] = min(environment.max_n_sequences, queue)
     root = cache_folder(environment)
     if root is not None:
         # Its own for each model and port: another server's batches are not for this one.
@@ -74,7 +78,6 @@ def server_settings(settings: Settings, environment: Environment) -> ServerSetti
 
 def _from_environment(environment: Environment) -> Mapping[str, Any]:
     given: dict[str, Any] = {
-        "max_sequences": environment.max_n_sequences,
         "max_prompts": environment.max_completion_prompts,
         "max_stop_strings": environment.max_stop_strings,
         "max_bad_words": environment.max_bad_words,

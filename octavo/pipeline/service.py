@@ -19,6 +19,7 @@ import msgspec
 from octavo.errors import BadRequest, QueueFull, Unavailable
 from octavo.log import logger
 from octavo.pipeline import stream as streams
+from octavo.pipeline.checks import in_vocab
 from octavo.pipeline.client import EngineClient, Recorder
 from octavo.pipeline.prepare import ModelInfo, Prepared, Preparer
 from octavo.pipeline.stream import JobStream
@@ -231,9 +232,7 @@ class Service:
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise BadRequest("There is no tokenizer (--skip-tokenizer-init).", param="tokens")
-        for i in ids:
-            if not 0 <= i < max(tokenizer.vocab_size, self.info.vocab_size):
-                raise BadRequest(f"Token id {i} is out of vocabulary.", param="tokens")
+        in_vocab("tokens", ids, max(tokenizer.vocab_size, self.info.vocab_size))
         return await self._offload(len(ids), lambda: tokenizer.decode(ids))
 
     async def _prepared(self, job: Job, arrival_s: float) -> Prepared:

@@ -78,7 +78,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_tools: int = 512
     max_prompts: int = 1024
     max_sequences: int = 16384
-    """Ceiling of prompts times n (or best_of) of one HTTP request."""
+    """Ceiling of prompts times n (or best_of) of one HTTP request; a queue that is shorter counts."""
     max_stop_strings: int = 4
     max_bad_words: int = 128
     max_listed_ids: int = 4096

@@ -77,3 +77,14 @@ def test_server_settings_from_flags_and_environment() -> None:
     assert (server.api_keys, server.port, server.max_stop_strings) == (("a",), 0, 9)
     alone = server_settings(resolve(()), read_environment({"VLLM_API_KEY": "e"}))
     assert alone.api_keys == ("e",)
+
+
+def test_no_request_may_ask_for_more_than_an_empty_queue_takes() -> None:
+    def most(line: str, **environment: str) -> int:
+        settings = resolve(parse(line.split(), Table()).given)
+        return server_settings(settings, read_environment(environment)).max_sequences
+
+    assert most("") == 1024
+    assert most("--max-num-queued-reqs 4096") == 4096
+    assert most("--max-num-queued-reqs 99", VLLM_MAX_N_SEQUENCES="100") == 99
+    assert most("--max-num-queued-reqs 99999", VLLM_MAX_N_SEQUENCES="100") == 100

@@ -140,6 +140,9 @@ def test_limits_themselves_are_allowed(client: Any) -> None:
 def test_product_of_prompts_and_n(client: Any) -> None:
     error = check(client.complete(["x"] * 1024, n=17))
     assert error["param"] == "n"
+    client.settings = {"max_sequences": 8}
+    assert "9 prompts with n=1 is more than 8" in check(client.complete(["x"] * 9))["message"]
+    assert check(client.complete("x", n=2, best_of=9))["param"] == "best_of"
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,15 @@ def refuse_unsupported(body: CommonRequest) -> None:
 
 def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) -> None:
     """The product of what one request asks for, before anything is queued (HARDENING S9)."""
-    sequences = max(body.n or 1, body.best_of or 1)
-    if prompts * sequences > settings.max_sequences:
-        name = "n" if sequences == body.n else "best_of"
+    name = "best_of" if (body.best_of or 1) > (body.n or 1) else "n"
+    sequences, limit = getattr(body, name) or 1, settings.max_sequences
+    if prompts * sequences > limit:
         what = f"{name}={sequences}" if prompts == 1 else f"{prompts} prompts with {name}={sequences}"
-        limit = settings.max_sequences
-        raise BadRequest(f"{what} is more than {limit} sequences in one request.", param=name)
+        raise BadRequest(
+            f"{what} is more than {limit} sequences in one request.",
+            hint="--max-num-queued-reqs and VLLM_MAX_N_SEQUENCES allow more.",
+            param=name,
+        )
     stops = body.stop if isinstance(body.stop, list) else []
     at_most("stop", len(stops), settings.max_stop_strings, "strings")
     at_most("bad_words", len(body.bad_words or ()), settings.max_bad_words, "strings")
