@@ -408,6 +408,8 @@ def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
         max_num_seqs=plan.limits.sequences,
         max_num_batched_tokens=plan.limits.tokens,
         logit_rows=plan.limits.logit_rows,
+        max_chunk_tokens=config.max_chunk_tokens or None,
+        watched_blocks=config.kv_cache_metrics_sample if config.kv_cache_metrics else 0.0,
         policy=config.scheduling_policy,
         prefix_caching=config.enable_prefix_caching and not (plan.pooler and plan.pooler.encoder),
         max_queued_requests=config.max_queued_requests,
@@ -452,6 +454,7 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
         vocab_size=plan.arch.vocab,
         max_logprobs=config.max_logprobs,
         logprobs_mode=config.logprobs_mode,
+        stream_interval=config.stream_interval,
         root=str(config.model or "pocket"),
         facts=facts(plan, config.quantization),
     )

@@ -40,6 +40,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
+    max_chunk_tokens: int = 0
+    """Of one prompt in a step; 0: as many as fit."""
+    kv_cache_metrics: bool = False
+    kv_cache_metrics_sample: float = 0.01
+    """Share of the KV blocks whose times are taken."""
+    stream_interval: int = 1
+    """Tokens in one piece of a stream, where a request says nothing."""
     block_size: int = 16
     kv_cache_memory_bytes: int | None = None
     memory_share: float = 0.5

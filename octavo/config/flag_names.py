@@ -61,9 +61,9 @@ mm-encoder-fp8-scale-save-margin interleave-mm-strings? skip-mm-profiling? video
 video-pruning-method mm-tensor-ipc mm-ipc-gpu-memory-gb mm-device-do-normalize? enable-mm-embeds?
 disable-chunked-mm-input? trust-request-mm-kwargs? enable-prompt-embeds?
 io-processor-plugin enable-return-routed-experts? return-sampling-mask?
-collect-detailed-traces profiler-config{} kv-cache-metrics? kv-cache-metrics-sample
+collect-detailed-traces profiler-config{}
 per-request-spec-decode-metrics? show-hidden-metrics-for-version enable-logging-iteration-details?
-fingerprint-mode fingerprint-value stream-interval middleware* enable-ssl-refresh?
+fingerprint-mode fingerprint-value enable-ssl-refresh?
 enable-server-load-tracking?
 enable-log-outputs? enable-log-deltas? max-log-len log-config-file
 """
@@ -72,7 +72,7 @@ DECIDED = """
 tokenizer-mode enable-auto-tool-choice? enable-reasoning? code-revision hf-config-path quantization-config{}
 allow-deprecated-quantization? config-format model-impl model-class-overrides{} disable-sliding-window?
 model-loader-extra-config ignore-patterns* use-tqdm-on-load? prefix-caching-hash-algo
-prefix-cache-retention-interval prefix-match-unit enable-chunked-prefill? long-prefill-token-threshold
+prefix-cache-retention-interval prefix-match-unit enable-chunked-prefill?
 max-num-scheduled-tokens scheduler-cls scheduler-reserve-full-isl? watermark prefill-schedule-interval
 disable-hybrid-kv-cache-manager? async-scheduling? renderer-num-workers
 chat-template-content-format h11-max-incomplete-event-size h11-max-header-count
@@ -124,7 +124,13 @@ REASONS: dict[str, str] = {
     "use-v2-block-manager": "there is one block manager.",
     "chat-template-content-format": "the template shows whether it wants a text or a list of parts.",
     "enable-offline-docs": "/docs never needs another host.",
-    "stream-interval": "every token is sent as soon as its text is complete.",
+    "enable-sleep-mode": "LLM.sleep and the development routes work without it.",
+    "enable-server-load-tracking": "/load always counts.",
+    "guided-decoding-backend": "there is one, llguidance.",
+    "structured-outputs-config": "there is one backend, llguidance.",
+    "language-model-only": "there are only language models.",
+    "profiler-config": "LLM.start_profile and stop_profile work without it.",
+    "numa-bind": "the kernels' threads stay where the process may run.",
     "enable-auto-tool-choice": "tool calls are always looked for when a request brings tools.",
     "enable-reasoning": "reasoning is always looked for; --reasoning-parser none turns that off.",
 }

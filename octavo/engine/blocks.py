@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from octavo.types.stats import BLOCK_EDGES_S, BlockTimes
 
 
 class BlockPool:
@@ -12,8 +16,10 @@ class BlockPool:
     under its digest. `allocate` takes blank blocks first and then the idle one that was let go longest ago.
     """
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, watch: BlockWatch | None = None) -> None:
+        """`watch` hears of what happens to blocks."""
         self.blocks = blocks
+        self.watch = watch
         self._holders = [0] * blocks
         self._digest: list[bytes | None] = [None] * blocks
         self._blank = list(range(blocks - 1, -1, -1))
@@ -42,6 +48,8 @@ class BlockPool:
         taken = [self._take() for _ in range(count)]
         for block in taken:
             self._holders[block] = 1
+        if self.watch is not None:
+            self.watch.taken(taken)
         return taken
 
     def _take(self) -> int:
@@ -50,6 +58,8 @@ class BlockPool:
         block = next(iter(self._idle))
         del self._idle[block]
         self._unname(block)
+        if self.watch is not None:
+            self.watch.evicted(block)
         return block
 
     def _unname(self, block: int) -> None:
@@ -64,6 +74,8 @@ class BlockPool:
             if self._holders[block] == 0:
                 del self._idle[block]
             self._holders[block] += 1
+        if self.watch is not None:
+            self.watch.shared(blocks)
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less; the last block first, so that a prefix outlives what follows it."""
@@ -105,3 +117,61 @@ class BlockPool:
             self._unname(block)
         self._blank.extend(self._idle)
         self._idle.clear()
+
+
+class BlockWatch:
+    """Times in the lives of some blocks: how long cached ones lived and lay idle before another took their
+    place, and how long it took until they were used again.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+        """`share` of the blocks, drawn each time that one is taken."""
+        self._share = share
+        self._clock = clock
+        self._random = random.Random(0)
+        self._born_s: dict[int, float] = {}
+        self._used_s: dict[int, float] = {}
+        self._lifetime, self._idle, self._gap = _Seconds(), _Seconds(), _Seconds()
+
+    def taken(self, blocks: Sequence[int]) -> None:
+        """They begin to hold something new."""
+        now = self._clock()
+        for block in blocks:
+            self._born_s.pop(block, None)
+            if self._random.random() < self._share:
+                self._born_s[block] = self._used_s[block] = now
+
+    def shared(self, blocks: Sequence[int]) -> None:
+        """They are used once more."""
+        now = self._clock()
+        for block in blocks:
+            if block in self._born_s:
+                self._gap.add(now - self._used_s[block])
+                self._used_s[block] = now
+
+    def evicted(self, block: int) -> None:
+        """What it held is lost."""
+        born_s = self._born_s.pop(block, None)
+        if born_s is not None:
+            now = self._clock()
+            self._lifetime.add(now - born_s)
+            self._idle.add(now - self._used_s[block])
+
+    def times(self) -> tuple[BlockTimes, ...]:
+        """Lifetimes, idle times before the end, and gaps between uses; any thread may ask."""
+        return self._lifetime.seen(), self._idle.seen(), self._gap.seen()
+
+
+class _Seconds:
+    """A histogram of seconds."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BLOCK_EDGES_S) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(BLOCK_EDGES_S, seconds)] += 1
+        self._sum += seconds
+
+    def seen(self) -> BlockTimes:
+        return BlockTimes(tuple(self._counts), self._sum)

@@ -166,6 +166,7 @@ class Engine:
             blocks=scheduler.pool.blocks,
             blocks_free=scheduler.pool.free,
             block_size=scheduler.block_size,
+            block_times=scheduler.pool.watch.times() if scheduler.pool.watch is not None else (),
         )
 
     def running(self) -> list[RunningRequest]:

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any
 
 from octavo.engine.admission import Admission
-from octavo.engine.blocks import BlockPool
+from octavo.engine.blocks import BlockPool, BlockWatch
 from octavo.engine.pace import Pace
 from octavo.engine.prefix import BlockHasher
 from octavo.engine.sequence import Sequence, adapter_key
@@ -65,7 +65,8 @@ class Scheduler:
     ) -> None:
         self.settings = settings
         self.block_size = block_size
-        self.pool = BlockPool(blocks)
+        watch = BlockWatch(settings.watched_blocks, clock) if settings.watched_blocks else None
+        self.pool = BlockPool(blocks, watch)
         self.waiting: list[Sequence] = []
         """Sorted by rank; preempted sequences stand where they stood before."""
         self.running: list[Sequence] = []

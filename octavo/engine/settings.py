@@ -32,6 +32,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     rope_switch_tokens: int | None = None
     """Prompts longer than this have rotary angles that depend on the prompt's length (dynamic NTK, longrope);
     they share cached blocks only with prompts of the same length. None: angles never depend on it."""
+    watched_blocks: float = 0.0
+    """Share of the KV blocks whose times are taken."""
     max_adapters: int = 0
     """Different LoRA adapters that may be at work in one step; 0: there are none."""
 

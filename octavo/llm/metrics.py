@@ -14,11 +14,12 @@ from octavo.types.metrics import (
     Metric,
     Row,
     counters,
+    engine_histograms,
     gauges,
     observed,
     request_histograms,
 )
-from octavo.types.stats import STEP_TOKEN_EDGES, EngineStats, RequestTimes
+from octavo.types.stats import EngineStats, RequestTimes
 
 _PREFIX = "vllm:"
 
@@ -50,8 +51,10 @@ class Recorded:
             Counter(_PREFIX + "request_success", {**labels, "finished_reason": reason}, count)
             for reason, count in self._finished.items()
         ]
-        steps = _Seen(STEP_TOKEN_EDGES, list(stats.step_tokens), stats.step_tokens_total)
-        tables = {"iteration_tokens_total": steps, **self._tables}
+        tables = {
+            name: _Seen(edges, list(counts), total)
+            for name, _, edges, counts, total in engine_histograms(stats)
+        } | self._tables
         return made + [seen.histogram(_PREFIX + name, labels) for name, seen in tables.items()]
 
 

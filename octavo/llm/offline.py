@@ -428,10 +428,16 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         collectors: list[Collector],
         kinds: list[RequestOutputKind],
     ) -> Iterator[RequestOutput]:
+        room: dict[tuple[int, int], int] = {}  # how many more tokens a sequence's piece takes
         for number, event in self._loop.run(prepared):
             collector = collectors[number]
             collector.apply(event)
             _raise_failure(collector)
+            place = number, event.index
+            room[place] = room.get(place, 1) - len(event.tokens)
+            if room[place] > 0 and event.finish is None:
+                continue
+            room[place] = prepared[number].interval
             if collector.best_of is not None or kinds[number] is RequestOutputKind.FINAL_ONLY:
                 if collector.finished:
                     yield collector.whole()

@@ -49,6 +49,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_logprobs: int = 20
     """-1: no limit."""
     logprobs_mode: str = "raw_logprobs"
+    stream_interval: int = 1
+    """Tokens in one piece of a stream, where a request says nothing."""
     created: int = msgspec.field(default_factory=lambda: int(time.time()))
     """Unix time at which the model was loaded."""
     root: str = ""
@@ -74,6 +76,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """The client named no max_tokens."""
     strip_logprobs: bool = False
     """Log-probabilities are there for best_of only: the client did not ask for them."""
+    interval: int = 1
+    """Tokens in one piece of a stream, behind the first."""
 
 
 class Preparer:
@@ -164,6 +168,7 @@ class Preparer:
             n=sampling.n,
             unbounded=unbounded,
             strip_logprobs=sampling.num_logprobs is None,
+            interval=sampling.stream_interval or self.info.stream_interval,
         )
 
     def _prepare_pooled(

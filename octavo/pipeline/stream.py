@@ -105,6 +105,10 @@ class JobStream:
         self._pending: dict[int, Pending] = {}
         self._news = asyncio.Event()
         self._best = _BestOf(prepared.n) if prepared.best_of else None
+        self._held: dict[int, Pending] = {}
+        """What waits for more tokens, by the request's stream_interval."""
+        self._room: dict[int, int] = {}
+        """How many more tokens a sequence's piece takes; the first one goes at once."""
 
     def put(self, event: Event) -> None:
         """Take one event (event loop only)."""
@@ -119,12 +123,30 @@ class JobStream:
                     self._pending[chosen.index] = Pending(chosen)
                 self._news.set()
             return
+        if self.prepared.interval > 1:
+            piece = self._piece(event)
+            if piece is None:
+                return
+            event = piece
         waiting = self._pending.get(event.index)
         if waiting is None:
             self._pending[event.index] = Pending(event)
         else:
             waiting.add(event)
         self._news.set()
+
+    def _piece(self, event: Event) -> Event | None:
+        """What was held of a sequence and this event together, None while there are too few tokens."""
+        index = event.index
+        if index in self._held:
+            self._held[index].add(event)
+        else:
+            self._held[index] = Pending(event)
+        self._room[index] = self._room.get(index, 1) - len(event.tokens)
+        if self._room[index] > 0 and event.finish is None:
+            return None
+        self._room[index] = self.prepared.interval
+        return self._held.pop(index).take()
 
     @property
     def done(self) -> bool:

@@ -64,6 +64,10 @@ def make_app(state: State) -> Starlette:
                 allow_credentials=settings.allow_credentials,
             )
         )
+    if settings.middleware:
+        from octavo.server.middleware import load
+
+        middleware += load(settings.middleware)
     app = Starlette(
         routes=routes,
         middleware=middleware,

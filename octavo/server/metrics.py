@@ -29,8 +29,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from octavo.types.metrics import FINISH_REASONS, counters, gauges, observed, request_histograms
-from octavo.types.stats import STEP_TOKEN_EDGES, EngineStats, RequestTimes
+from octavo.types.metrics import (
+    FINISH_REASONS,
+    counters,
+    engine_histograms,
+    gauges,
+    observed,
+    request_histograms,
+)
+from octavo.types.stats import BlockTimes, EngineStats, RequestTimes
 
 if TYPE_CHECKING:
     from octavo.server.hub import Hub
@@ -177,7 +184,7 @@ class _EngineCollector:
 
     def describe(self) -> Iterable[Metric]:
         """Names only, so that registering does not ask the engine."""
-        return self._families(EngineStats(max_adapters=1))
+        return self._families(EngineStats(max_adapters=1, block_times=(BlockTimes(),) * 3))
 
     def collect(self) -> Iterator[Metric]:
         """One family per statistic."""
@@ -194,13 +201,12 @@ class _EngineCollector:
             for more, value in values:
                 counter.add_metric((*self._labels, *more), value)
             yield counter
-        steps = HistogramMetricFamily(
-            self._prefix + "iteration_tokens_total", "Tokens that a step computed.", labels=LABELS
-        )
-        edges = [*(f"{edge:.1f}" for edge in STEP_TOKEN_EDGES), "+Inf"]
-        counts = list(zip(edges, accumulate(stats.step_tokens), strict=True))
-        steps.add_metric(self._labels, buckets=counts, sum_value=stats.step_tokens_total)
-        yield steps
+        for name, text, edges, counts, total in engine_histograms(stats):
+            histogram = HistogramMetricFamily(self._prefix + name, text, labels=LABELS)
+            names = [*map(str, edges), "+Inf"]
+            buckets = list(zip(names, accumulate(counts), strict=True))
+            histogram.add_metric(self._labels, buckets=buckets, sum_value=total)
+            yield histogram
 
 
 def routes(state: State) -> list[Route]:

@@ -59,6 +59,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     trust_request_chat_template: bool = False
     enable_tokenizer_info: bool = False
     """Whether GET /tokenizer_info tells tokenizer_config.json and the chat template."""
+    middleware: tuple[str, ...] = ()
+    """Names of the operator's own, as of module.Class."""
     enable_log_requests: bool = False
     enable_prompt_tokens_details: bool = False
     enable_force_include_usage: bool = False

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from octavo.types.stats import EngineStats, RequestTimes
+from octavo.types.stats import BLOCK_EDGES_S, STEP_TOKEN_EDGES, EngineStats, RequestTimes
 
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
@@ -144,6 +144,23 @@ def counters(stats: EngineStats) -> Iterator[Row]:
     yield "prefix_cache_hits", "Tokens found in the prefix cache.", (), _plain(cached)
     for name, text in _NEVER.items():
         yield name, text, (), _plain(0)
+
+
+_BLOCKS = {
+    "kv_block_lifetime_seconds": "Time from when a cached KV block was taken until it was lost.",
+    "kv_block_idle_before_evict_seconds": "Time from the last use of such a block until it was lost.",
+    "kv_block_reuse_gap_seconds": "Time between two uses of a KV block.",
+}
+
+
+def engine_histograms(
+    stats: EngineStats,
+) -> Iterator[tuple[str, str, tuple[float, ...], tuple[int, ...], float]]:
+    """(name, meaning, bucket edges, how many values in each, their sum)."""
+    sums, edges = float(stats.step_tokens_total), tuple(map(float, STEP_TOKEN_EDGES))
+    yield "iteration_tokens_total", "Tokens that a step computed.", edges, stats.step_tokens, sums
+    for (name, text), times in zip(_BLOCKS.items(), stats.block_times, strict=False):
+        yield name, text, BLOCK_EDGES_S, times.counts, times.sum_s
 
 
 _NEVER = {

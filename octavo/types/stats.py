@@ -8,6 +8,20 @@ STEP_TOKEN_EDGES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 163
 """Upper bounds, in tokens, of the classes of EngineStats.step_tokens; one more class is for all above."""
 
 
+BLOCK_EDGES_S = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0),
+    *(120.0, 300.0, 600.0, 1200.0, 1800.0),
+)
+"""The same of BlockTimes, in seconds."""
+
+
+class BlockTimes(msgspec.Struct, frozen=True):
+    """A histogram: how many in each class, and all seconds together."""
+
+    counts: tuple[int, ...] = (0,) * (len(BLOCK_EDGES_S) + 1)
+    sum_s: float = 0.0
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine at one moment. `*_total` only grow; seconds are summed over all steps since the start."""
 
@@ -21,6 +35,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
     """Names, each once."""
+    block_times: tuple[BlockTimes, ...] = ()
+    """How long KV blocks lived, lay idle before they were lost, and waited between two uses; empty when
+    nobody measures.
+    """
     steps_total: int = 0
     step_tokens_total: int = 0
     """Tokens that all steps computed, prompts and answers."""

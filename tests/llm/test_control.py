@@ -130,3 +130,30 @@ def test_the_asynchronous_class_has_them_too(engine: ScriptedEngine, preparer: P
             await one.collective_rpc("load_weights")
 
     run(work())
+
+
+def test_times_of_kv_blocks_are_measured_when_asked(llm: LLM) -> None:
+    assert not any("kv_block" in metric.name for metric in llm.get_metrics())
+    small = LLM(
+        device="cpu",
+        max_model_len=64,
+        num_gpu_blocks_override=6,
+        kv_cache_metrics=True,
+        kv_cache_metrics_sample=1.0,
+        long_prefill_token_threshold=16,
+    )
+    prompts = [[100 + n] * 40 for n in range(4)]
+    for prompt in [*prompts, prompts[-1]]:
+        small.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
+    found = {metric.name: metric for metric in small.get_metrics() if "kv_block" in metric.name}
+    assert sorted(found) == [
+        "vllm:kv_block_idle_before_evict_seconds",
+        "vllm:kv_block_lifetime_seconds",
+        "vllm:kv_block_reuse_gap_seconds",
+    ]
+    for metric in found.values():
+        assert isinstance(metric, Histogram)
+        assert metric.count > 0
+        assert metric.sum > 0
+    steps = {metric.name: metric for metric in small.get_metrics()}["vllm:iteration_tokens_total"]
+    assert steps.buckets["16.0"] == steps.count, "no step has more of a prompt than the threshold"

@@ -322,3 +322,13 @@ def test_what_is_put_aside_is_answered_together(engine: ScriptedEngine, preparer
     assert [len(one.outputs[0].token_ids) for one in found] == [4, 4, 2]
     assert llm.wait_for_completion() == []
     assert llm.generate("a", params(4))[0].finished
+
+
+def test_pieces_of_a_stream_hold_as_many_tokens_as_asked(
+    engine: ScriptedEngine, preparer: Preparer, text: list[int]
+) -> None:
+    llm = llm_of(engine, preparer)
+    stream = llm.generate("Hello", params(8, stream_interval=3), stream=True)
+    pieces = [out.outputs[0].token_ids for out in stream]
+    assert [len(piece) for piece in pieces] == [1, 3, 3, 1]
+    assert [token for piece in pieces for token in piece] == text * 2

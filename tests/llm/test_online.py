@@ -80,3 +80,21 @@ def test_async_sleep_waits_for_what_runs(engine: ScriptedEngine, preparer: Prepa
         assert (llm.is_running, llm.is_stopped) == (False, True)
 
     run(main())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_pieces_of_a_stream_hold_as_many_tokens_as_asked(
+    engine: ScriptedEngine, preparer: Preparer, text: list[int], n: int
+) -> None:
+    async def work() -> None:
+        llm = async_llm(engine, preparer)
+        asked = params(8, stream_interval=3, n=n, seed=1, output_kind=RequestOutputKind.DELTA)
+        pieces: dict[int, list[list[int]]] = {}
+        async for out in llm.generate("Hello", asked):
+            pieces.setdefault(out.outputs[0].index, []).append(out.outputs[0].token_ids)
+        assert len(pieces) == n
+        for found in pieces.values():
+            assert [len(piece) for piece in found] == [1, 3, 3, 1]
+            assert [token for piece in found for token in piece] == text * 2
+
+    run(work())
