@@ -90,6 +90,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_native":
+        return _native_code()
     from octavo.aliases import later
 
     return later("octavo", NAMES)(name)
+
+
+def _native_code() -> Any:
+    """The extension module. Raises ImportError with what to do where it was not built."""
+    from importlib import import_module
+
+    try:
+        return import_module("octavo._native")
+    except ModuleNotFoundError:
+        raise ImportError(
+            "Octavo's native code is not built for this Python. Build it with: pip install . "
+            "(in a checkout: make build)."
+        ) from None

@@ -7,6 +7,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+import octavo
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEAVY = {"torch", "transformers", "ray", "vllm", "fastapi", "pydantic", "scipy"}
@@ -42,3 +46,10 @@ def test_a_server_imports_little_before_it_loads() -> None:
     ).stdout.split()
     assert _NOT_AT_FIRST & set(found) == set()
     assert len(found) < _MOST_MODULES
+
+
+def test_code_that_is_not_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(octavo, "_native", raising=False)
+    monkeypatch.setitem(sys.modules, "octavo._native", None)
+    with pytest.raises(ImportError, match=r"native code is not built for this Python. Build it with: pip"):
+        from octavo import _native  # noqa: F401

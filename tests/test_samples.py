@@ -7,6 +7,7 @@ The hub ids of the samples are folders with the bundled model, port 8000 is the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -48,6 +49,8 @@ QUOTING = "adding-"
 NOT_RUN = ("pip",)
 """Commands that would change the environment."""
 PLACEHOLDERS = {"--help", "--flag", "--x", "--no-x"}
+NOT_OURS = ("No CMAKE_CXX_COMPILER", "... requires a different Python")
+"""What other programs say."""
 TESTS_OWN = {"OCTAVO_LLAMA_CPP"}
 LIMIT_S = 30
 _BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -270,3 +273,18 @@ def test_what_is_named_exists() -> None:
         words = set(re.findall(r"`octavo ([a-z][a-z-]*)", text))
         wrong += [f"{page.name}: octavo {word}" for word in words - COMMANDS.keys()]
     assert wrong == []
+
+
+def test_messages_are_quoted_as_they_are() -> None:
+    """Each part of a message in bold quotation marks, between what differs from case to case."""
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "octavo").rglob("*.py"))
+    source = re.sub(r'"\s*f?r?"', "", source)
+    source += os.strerror(errno.EADDRINUSE)
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r'\*\*"(.+?)"\*\*', text)
+    assert len(quoted) > 10
+    wrong = []
+    for message in quoted:
+        parts = [part.strip(" .") for part in re.split(r"\.\.\.|\b[NM]\b|\d[\d.:]*", message)]
+        wrong += [f"{message}: {part}" for part in parts if len(part) > 3 and part not in source]
+    assert [line for line in wrong if not line.startswith(NOT_OURS)] == []

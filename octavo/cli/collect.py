@@ -100,8 +100,8 @@ def _memory() -> str:
 def _native() -> str:
     try:
         from octavo import _native
-    except ImportError as error:
-        return f"not built ({error})"
+    except ImportError:
+        return "not built for this Python"
     return f"built; this machine runs {', '.join(_native.isas())}"
 
 
