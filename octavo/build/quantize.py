@@ -46,6 +46,8 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Format]] = {
 
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where quantizers wrote what config.json does not say."""
+_HQQ = "qmodel.pt"
+"""The weights that HQQ's own library wrote, beside a config.json that says nothing of it."""
 
 
 def with_quantization(arch: Arch, folder: Path, read: Callable[[Path], dict[str, Any]]) -> Arch:
@@ -59,6 +61,8 @@ def with_quantization(arch: Arch, folder: Path, read: Callable[[Path], dict[str,
         config = read(folder / name)
         if config and _method(config) in FORMATS:
             return msgspec.structs.replace(arch, quantization=config)
+    if (folder / _HQQ).is_file():
+        return msgspec.structs.replace(arch, quantization={"quant_method": "hqq"})
     return arch
 
 

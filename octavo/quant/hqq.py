@@ -5,6 +5,10 @@ a scale) or [group_size, groups] (axis 0: numbers that lie `groups` apart do). `
 folded matrix, which is cut into slabs of equal height, a slab for each field of a word, the first one in the
 highest bits: uint8 of 8, 4, 2 or 1 bits, or int32 with ten codes of 3 bits. `X.scale` and `X.zero` have a
 number for each group. `X.packing` (its letters), `X.axis`, `X.group_size` and `X.shape` are tensors too.
+
+Scales and zeros may be quantized once more, in the library's own files (weights/opcodes.py): `X.scale_q`
+uint8 with `X.meta_scale.scale` and `X.meta_scale.zero`, and `X.zero_q` likewise. Where they were kept in the
+main memory both stand in one tensor, `X.zero_scale`: the zeros, the scales.
 """
 
 from __future__ import annotations
@@ -29,16 +33,9 @@ _PACKINGS = {
     "1bit_u8": ("uint8", 1, 8),
 }
 """packing -> (dtype of the words, bits of a code, codes in a word)."""
-_READ = (
-    "packing",
-    "axis",
-    "group_size",
-    "shape",
-    "view_as_float",
-    "compute_dtype",
-    "quant_scale",
-    "quant_zero",
-)
+_READ = ("packing", "axis", "group_size", "shape", "view_as_float", "compute_dtype")
+_BOTH = ("zero", "scale")
+"""In the order of `zero_scale`."""
 _SMALLEST_GROUP = 8
 _LONGEST_WORD = 64
 
@@ -49,7 +46,8 @@ class Hqq:
     method = "hqq"
     unused: tuple[str, ...] = (
         r"\.(nbits|unpack_view_dtype|offload_meta|encoded_state_dict|stores_quant_config)$",
-        r"\.(channel_wise|optimize|round_zero)$",
+        r"\.(channel_wise|optimize|round_zero|quant_scale|quant_zero)$",
+        r"\.meta_(scale|zero)\.\w+$",
     )
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -62,14 +60,19 @@ class Hqq:
     def suffixes(self, stem: str, present: Container[str]) -> tuple[str, ...]:
         if f"{stem}.W_q" not in present:
             return ()
-        return ("W_q", "scale", "zero", *(word for word in _READ if f"{stem}.{word}" in present))
+        one = f"{stem}.zero_scale" in present
+        words = ["W_q", *(["zero_scale"] if one else [])]
+        for part in _BOTH:
+            if f"{stem}.{part}_q" in present or (one and f"{stem}.meta_{part}.scale" in present):
+                words += [*([] if one else [f"{part}_q"]), f"meta_{part}.scale", f"meta_{part}.zero"]
+            elif not one:
+                words.append(part)
+        return (*words, *(word for word in _READ if f"{stem}.{word}" in present))
 
     def read(self, tensors: Tensors, rows: int, cols: int) -> Layout:
-        for said in ("quant_scale", "quant_zero", "shape", "axis", "group_size", "packing"):
-            if said not in tensors and not said.startswith("quant"):
+        for said in ("shape", "axis", "group_size", "packing"):
+            if said not in tensors:
                 raise tensors.error("W_q", f"has no {said} beside it")
-            if said.startswith("quant") and said in tensors and _whole(tensors, said):
-                raise UnsupportedModel(f"HQQ's scales that are quantized ({said} of {tensors.stem}).")
         shape = tensors.get("shape", ("int64", "int32"), (2,)).data.tolist()
         if shape != [rows, cols]:
             raise tensors.error("shape", f"holds {shape}, expected [{rows}, {cols}]")
@@ -114,12 +117,44 @@ def _codes(tensors: Tensors, count: int, width: int) -> tuple[U8, int]:
     return slabs.reshape(-1)[:count], bits
 
 
-def _by_group(tensors: Tensors, suffix: str, groups: int) -> F32:
+def _by_group(tensors: Tensors, part: str, groups: int) -> F32:
     """A number for each group, or one for all."""
-    values = tensors.floats(suffix, tensors.stored(suffix).shape).reshape(-1)
+    suffix = next(word for word in (part, f"{part}_q", "zero_scale") if word in tensors)
+    if f"meta_{part}.scale" in tensors:
+        values = _twice(tensors, suffix, part)
+    else:
+        values = _half(tensors, suffix, part, tensors.floats(suffix, tensors.stored(suffix).shape))
+    values = values.reshape(-1)
     if values.size not in (1, groups):
         raise tensors.error(suffix, f"holds {values.size} numbers, expected {groups}")
     return np.ascontiguousarray(np.broadcast_to(values, groups))
+
+
+def _half(tensors: Tensors, suffix: str, part: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Of a tensor that holds zeros and scales those that are asked for."""
+    if suffix != "zero_scale":
+        return values
+    if values.shape[:1] != (2,):
+        raise tensors.error(suffix, f"has shape {list(values.shape)}, expected 2 of each")
+    return np.asarray(values[_BOTH.index(part)])
+
+
+def _twice(tensors: Tensors, suffix: str, part: str) -> F32:
+    """Scales or zeros that are quantized themselves, a code a byte: (code - zero) * scale."""
+    whole = tensors.ints(suffix, "uint8", tensors.stored(suffix).shape)
+    codes = _half(tensors, suffix, part, whole)
+    inner = [f"meta_{part}.{word}" for word in ("scale", "zero")]
+    scale, zero = (tensors.floats(word, tensors.stored(word).shape) for word in inner)
+    for word, found in zip(inner, (scale, zero), strict=True):
+        if not _fits(found.shape, codes.shape):
+            raise tensors.error(word, f"has shape {list(found.shape)}, which fits no {list(codes.shape)}")
+    return tensors.finite(inner[0], np.asarray((codes - zero) * scale, np.float32))
+
+
+def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether numbers of one shape stand for those of another, a size of 1 for every size."""
+    ends = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(size in (1, whole) for size, whole in ends)
 
 
 def _whole(tensors: Tensors, suffix: str) -> int:

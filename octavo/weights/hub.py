@@ -25,7 +25,7 @@ log = logger(__name__)
 TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Configuration, tokenizers and templates: small, and all that a caller without need of weights asks for."""
 _SAFETENSORS = ("*.safetensors",)
-_PICKLED = ("pytorch_model*.bin", "model*.pt")
+_PICKLED = ("pytorch_model*.bin", "model*.pt", "qmodel.pt")
 _IGNORED = ("*/*", "consolidated*", "optimizer*", "training_args*")
 """Folders hold other formats (onnx, original); consolidated files are a second copy of the weights."""
 _MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")

@@ -6,6 +6,9 @@ Python's `pickletools` documentation; only the ones that a state dict uses are k
 
 Of torchao's tensors the parts are read, and given the names that its safetensors have: a weight `X.weight`
 becomes `X._weight_qdata`, `X._weight_scale` and so on. What else they hold stays a name without a meaning.
+
+HQQ's own files hold a dict for each module. Its tensors become `X.W_q` and so on, and what it says in numbers
+and words becomes the tensors that stand for these in HQQ's safetensors.
 """
 
 from __future__ import annotations
@@ -17,9 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _MAX_OPCODES = 4_000_000
 """A state dict spends about 50 on a tensor."""
 _MAX_COUNT = 1 << 60
+_MAX_ENTRIES = 1 << 20
 
 
 class Refused(Exception):
@@ -50,6 +57,18 @@ class TensorView:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number or a word of the stream, as a tensor of its own; `dtype` by PyTorch's name."""
+
+    dtype: str
+    data: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,10 @@ def run(stream: IO[bytes]) -> Any:
     raise Refused("its opcode stream has no end")
 
 
-def tensors(value: Any) -> Iterator[tuple[str, TensorView]]:
-    """The named tensors of a state dict, also of one that stands under `state_dict` or `model`."""
+def tensors(value: Any) -> Iterator[tuple[str, TensorView | Constant]]:
+    """The named tensors of a state dict, also of one that stands under `state_dict` or `model`, or of HQQ's
+    dict of modules.
+    """
     if not isinstance(value, dict):
         raise Refused(f"it holds a {type(value).__name__}, not a dict of tensors")
     for wrapper in ("state_dict", "model"):
@@ -137,6 +158,12 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView]]:
         if isinstance(inner, dict):
             value = inner
             break
+    if any(isinstance(item, dict) and "W_q" in item for item in value.values()):
+        for count, entry in enumerate(_of_modules(value)):
+            if count >= _MAX_ENTRIES:
+                raise Refused(f"it has more than {_MAX_ENTRIES} tensors")
+            yield entry
+        return
     for name, item in value.items():
         if isinstance(item, TensorView) and isinstance(name, str):
             yield name, item
@@ -144,6 +171,34 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView]]:
             module, dot, weight = name.rpartition(".")
             for part, tensor in _leaves(item):
                 yield f"{module}{dot}_{weight}_{part}", tensor
+
+
+def _of_modules(value: dict[Any, Any], depth: int = 0) -> Iterator[tuple[str, TensorView | Constant]]:
+    """Of a dict of modules: what each holds, behind its name. `meta` is a level that has no name."""
+    for name, item in value.items():
+        if isinstance(item, dict) and depth < _DEEPEST:
+            for inner, found in _of_modules(item, depth + 1):
+                yield (inner if name == "meta" else f"{name}.{inner}"), found
+        elif isinstance(item, TensorView):
+            yield str(name), item
+        elif (said := _constant(item)) is not None:
+            yield str(name), said
+
+
+def _constant(item: object) -> Constant | None:
+    """A truth value, a number, numbers, a word or a dtype, as HQQ's library puts it into safetensors."""
+    if isinstance(item, bool):
+        return Constant("uint8", np.array(item, np.uint8))
+    if isinstance(item, _Opaque) and item.name.startswith("torch "):
+        item = item.name.replace(" ", ".")
+    if isinstance(item, str):
+        return Constant("uint8", np.frombuffer(item.encode("latin-1", "replace"), np.uint8))
+    if isinstance(item, float):
+        return Constant("float32", np.array(item, np.float32))
+    whole = item if isinstance(item, tuple) else (item,)
+    if whole and all(type(number) is int and abs(number) < _MAX_COUNT for number in whole):
+        return Constant("int64", np.array(item, np.int64))
+    return None
 
 
 def _leaves(parts: _Parts) -> Iterator[tuple[str, TensorView]]:

@@ -78,14 +78,19 @@ class PickledFile:
                 value, self._spans = self._open_legacy()
             self.entries = dict(opcodes.tensors(value))
             for view in self.entries.values():
-                self._check_storage(view.storage)
+                if isinstance(view, opcodes.TensorView):
+                    self._check_storage(view.storage)
         except opcodes.Refused as refusal:
             raise CheckpointError(f"{path} is not read: {refusal}.", hint=_CONVERT) from None
-        self.nbytes = sum(math.prod(view.shape) * _size(view.storage) for view in self.entries.values())
+        self.nbytes = sum(
+            math.prod(view.shape) * _NUMPY[_dtype(view)].itemsize for view in self.entries.values()
+        )
 
     def get(self, name: str) -> Dense:
         """The tensor as a read-only view of the file (a transposed one as a strided view)."""
         view = self.entries[name]
+        if isinstance(view, opcodes.Constant):
+            return Dense(view.data, view.dtype)
         span, dtype = self._spans[view.storage.key], _NUMPY[view.storage.kind.dtype]
         self._file.prefetch(span.begin, span.nbytes)
         flat = self._file.array(span.begin, view.storage.elements * dtype.itemsize, dtype)[view.offset :]
@@ -96,12 +101,14 @@ class PickledFile:
     def described(self, name: str) -> Described:
         """The tensor's dtype and shape."""
         view = self.entries[name]
-        return view.storage.kind.dtype, view.shape
+        return _dtype(view), view.shape
 
     def release(self, name: str) -> None:
         """Give the pages of the tensor's storage back (tensors that share it read it again)."""
-        span = self._spans[self.entries[name].storage.key]
-        self._file.release(span.begin, span.nbytes)
+        view = self.entries[name]
+        if isinstance(view, opcodes.TensorView):
+            span = self._spans[view.storage.key]
+            self._file.release(span.begin, span.nbytes)
 
     def _open_zip(self) -> tuple[Any, dict[str, _Span]]:
         try:
@@ -168,7 +175,8 @@ class PickledFile:
             raise opcodes.Refused("its numbers are not little-endian")
         value = opcodes.run(stream)
         keys = opcodes.run(stream)
-        storages = {view.storage.key: view.storage for _, view in opcodes.tensors(value)}
+        views = [view for _, view in opcodes.tensors(value) if isinstance(view, opcodes.TensorView)]
+        storages = {view.storage.key: view.storage for view in views}
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise opcodes.Refused("its list of storages is not a list of names")
         spans, position = {}, stream.tell()
@@ -196,6 +204,10 @@ class PickledFile:
                 f"its storage {storage.key[:80]!r} has {span.nbytes} bytes, {storage.elements} elements of "
                 f"{storage.kind.dtype} take {expected}"
             )
+
+
+def _dtype(view: opcodes.TensorView | opcodes.Constant) -> str:
+    return view.dtype if isinstance(view, opcodes.Constant) else view.storage.kind.dtype
 
 
 def _size(storage: opcodes.Storage) -> int:

@@ -41,6 +41,41 @@ def test_codes_seen_as_floats() -> None:
     np.testing.assert_allclose(read(viewed, 24, 64).dequantize(), values, rtol=1e-5)
 
 
+def twice(part: np.ndarray[Any, Any], fold: tuple[int, ...], by: tuple[int, ...]) -> tuple[Any, ...]:
+    """Scales or zeros that are quantized: codes of `fold`, scale and zero of the shape `by`, the numbers."""
+    rng = np.random.default_rng(part.size)
+    codes = rng.integers(0, 256, fold).astype(np.uint8)
+    scale, zero = (rng.uniform(0.01, 2, by).astype(np.float32) for _ in range(2))
+    return codes, scale, zero, ((codes - zero) * scale).reshape(part.shape)
+
+
+@pytest.mark.parametrize("kept", ["apart", "together"])
+@pytest.mark.parametrize(("fold", "by"), [((48, 1), ()), ((4, 12), (1, 12)), ((4, 12), (4, 1))])
+def test_scales_and_zeros_that_are_quantized_too(kept: str, fold: Any, by: Any) -> None:
+    tensors, _ = packers.hqq(np.random.default_rng(0), 24, 64)
+    codes, numbers, given = {}, {}, dict(tensors)
+    for part in ("scale", "zero"):
+        codes[part], *inner, numbers[part] = twice(given.pop(part), fold, by)
+        given |= {f"meta_{part}.scale": inner[0], f"meta_{part}.zero": inner[1]}
+    if kept == "together":
+        given["zero_scale"] = np.stack([codes["zero"], codes["scale"]])
+    else:
+        given |= {"scale_q": codes["scale"], "zero_q": codes["zero"]}
+    plain = {part: found.astype(np.float32) for part, found in numbers.items()}
+    wanted = read({**tensors, **plain}, 24, 64).dequantize()
+    np.testing.assert_allclose(read(given, 24, 64).dequantize(), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match=r"m.meta_zero.zero .* shape \[5, 7\], which fits no"):
+        read({**given, "meta_zero.zero": np.ones((5, 7), np.float32)}, 24, 64)
+
+
+def test_plain_scales_and_zeros_in_one_tensor() -> None:
+    tensors, values = packers.hqq(np.random.default_rng(0), 24, 64)
+    both = np.stack([tensors.pop("zero"), tensors.pop("scale")])
+    np.testing.assert_allclose(read({**tensors, "zero_scale": both}, 24, 64).dequantize(), values, rtol=1e-5)
+    with pytest.raises(CheckpointError, match=r"m.zero_scale .* expected 2 of each"):
+        read({**tensors, "zero_scale": both[:1]}, 24, 64)
+
+
 def test_numbers_that_no_layout_holds_come_in_the_librarys_dtype() -> None:
     tensors, values = packers.hqq(np.random.default_rng(0), 24, 64, axis=0)
     tensors["compute_dtype"] = np.frombuffer(b"torch.float16", np.uint8)
@@ -75,5 +110,3 @@ def test_what_is_not_read_is_named() -> None:
     tensors, _ = packers.hqq(np.random.default_rng(0), 24, 64)
     with pytest.raises(UnsupportedModel, match="packing '5bit_u8'"):
         read({**tensors, "packing": np.frombuffer(b"5bit_u8", np.uint8)}, 24, 64)
-    with pytest.raises(UnsupportedModel, match="quant_zero of m"):
-        read({**tensors, "quant_zero": np.array(1, np.uint8)}, 24, 64)

@@ -210,6 +210,23 @@ def test_parts_that_one_layout_holds_become_one_and_others_stand_apart(tmp_path:
     )
 
 
+def test_the_file_of_hqqs_own_library_is_known_by_its_name(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+    config, write = OTHERS["hqq"]
+    written = Written(tmp_path, config, write)
+    expected = written.logits("stored")
+    modules: dict[str, dict[str, Any]] = {}
+    for name, value in written.stored.items():
+        module, _, word = name.rpartition(".")
+        said = bytes(value).decode() if word == "packing" else None
+        modules.setdefault(module, {})[word] = said or torch.from_numpy(np.array(value))
+    folder = tmp_path / "stored"
+    (folder / "model.safetensors").unlink()
+    torch.save(modules, folder / "qmodel.pt")
+    (folder / "config.json").write_text(json.dumps(SMALL))
+    np.testing.assert_array_equal(written.logits("stored"), expected)
+
+
 def plain_but(tensors: dict[str, Any], *words: str) -> dict[str, Any]:
     """The tensors whose names have none of the words."""
     return {name: value for name, value in tensors.items() if not any(word in name for word in words)}

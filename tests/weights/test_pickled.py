@@ -115,6 +115,36 @@ def test_the_parts_of_torchaos_tensors_have_names(tmp_path: Path, monkeypatch: A
     np.testing.assert_array_equal(file.get("a.b._weight_scale").data, scale.view(torch.uint8).numpy())
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_modules_of_hqqs_own_files_become_tensors(tmp_path: Path, older: bool) -> None:
+    codes, scale = torch.arange(6, dtype=torch.uint8).reshape(2, 3), torch.ones(2, 1)
+    inner = {"scale": scale, "axis": 0, "packing": None}
+    said = {"nbits": 4, "shape": torch.Size([4, 3]), "packing": "4bit_u8", "view_as_float": False}
+    meta = {**said, "compute_dtype": torch.float16, "scale_q": codes, "meta_scale": inner, "group_size": None}
+    module = {"W_q": codes, "bias": None, "meta": meta} if older else {"W_q": codes, **meta}
+    torch.save({"m.q": module, "m.norm": {"weight": scale}}, tmp_path / "qmodel.pt")
+    file = PickledFile(tmp_path / "qmodel.pt")
+    tensors = {"m.q.W_q", "m.q.scale_q", "m.q.meta_scale.scale", "m.norm.weight"}
+    words = {f"m.q.{word}" for word in (*said, "compute_dtype", "meta_scale.axis")}
+    assert set(file.entries) == tensors | words
+    assert file.described("m.q.shape") == ("int64", (2,))
+    found = {name: file.get(name).data for name in words}
+    assert found["m.q.shape"].tolist() == [4, 3]
+    assert found["m.q.packing"].tobytes() == b"4bit_u8"
+    assert found["m.q.compute_dtype"].tobytes() == b"torch.float16"
+    assert (found["m.q.nbits"], found["m.q.view_as_float"]) == (4, 0)
+    np.testing.assert_array_equal(file.get("m.q.W_q").data, codes.numpy())
+    for name in file.entries:
+        file.release(name)
+
+
+def test_modules_that_are_one_many_times_are_not_counted_for_ever() -> None:
+    shared: dict[str, Any] = {f"w{i}": 1 for i in range(3000)}
+    shared |= {"W_q": 1, "again": shared}
+    with pytest.raises(opcodes.Refused, match="more than 1048576 tensors"):
+        list(opcodes.tensors({f"m{i}": shared for i in range(3000)}))
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("echo owned > owned.txt",)
