@@ -62,6 +62,11 @@ def model_config(config: EngineConfig, preparer: Preparer) -> ModelConfig:
     )
 
 
+def supported_tasks(preparer: Preparer) -> tuple[str, ...]:
+    """What the model can do, in vLLM's words."""
+    return preparer.pooler.tasks if preparer.pooler is not None else ("generate",)
+
+
 class Profile:
     """Where the time of steps went between two moments."""
 
@@ -135,6 +140,11 @@ class ControlCalls:
     def model_config(self) -> ModelConfig:
         """What scripts read of vLLM's."""
         return model_config(self.config, self._preparer)
+
+    @property
+    def supported_tasks(self) -> tuple[str, ...]:
+        """generate, or what a model that pools gives."""
+        return supported_tasks(self._preparer)
 
     def get_metrics(self) -> list[Metric]:
         """The series that ``/metrics`` of a server has, but for times between tokens."""

@@ -106,6 +106,23 @@ def _ids(values: Any, where: str) -> tuple[int, ...]:
     return ids
 
 
+def tokenization(kwargs: dict[str, Any] | None) -> dict[str, bool]:
+    """Job fields of `tokenization_kwargs`. Raises BadRequest for a key that there is not."""
+    for key in kwargs or {}:
+        if key != "add_special_tokens":
+            raise BadRequest(f"tokenization_kwargs has no {key!r} here.", hint="It takes add_special_tokens.")
+    return {key: bool(value) for key, value in (kwargs or {}).items()}
+
+
+def no_media(mm_processor_kwargs: Any) -> None:
+    """Raises BadRequest for settings of images or sounds."""
+    if mm_processor_kwargs:
+        raise BadRequest(
+            "mm_processor_kwargs is for images and sounds; this version of Octavo takes text only.",
+            param="mm_processor_kwargs",
+        )
+
+
 def as_conversations(messages: Any) -> list[list[dict[str, Any]]]:
     """The conversations that one argument of `chat` means: one (a list of messages) or a list of them."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:

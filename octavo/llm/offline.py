@@ -20,8 +20,10 @@ from octavo.llm.inputs import (
     as_prompts,
     job_of_chat,
     job_of_prompt,
+    no_media,
     pair_priority,
     pair_sampling,
+    tokenization,
 )
 from octavo.llm.loop import Loop
 from octavo.llm.metrics import Recorded
@@ -181,6 +183,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         priority: int | Sequence[int] | None = ...,
         tokenization_kwargs: dict[str, Any] | None = ...,
         *,
+        mm_processor_kwargs: dict[str, Any] | None = ...,
         stream: Literal[False] = ...,
     ) -> list[RequestOutput]: ...
 
@@ -195,6 +198,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         priority: int | Sequence[int] | None = ...,
         tokenization_kwargs: dict[str, Any] | None = ...,
         *,
+        mm_processor_kwargs: dict[str, Any] | None = ...,
         stream: Literal[True],
     ) -> Iterator[RequestOutput]: ...
 
@@ -208,6 +212,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         priority: int | Sequence[int] | None = None,
         tokenization_kwargs: dict[str, Any] | None = None,
         *,
+        mm_processor_kwargs: dict[str, Any] | None = None,
         stream: bool = False,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         """Answers to prompts, in their order.
@@ -220,6 +225,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
 
         Raises BadRequest before anything runs when one prompt cannot be.
         """
+        no_media(mm_processor_kwargs)
         jobs, lora = self._asked(
             prompts, sampling_params, lora_request, priority, tokenization_kwargs, prompt_token_ids
         )
@@ -237,7 +243,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         """What `generate` is asked for. Raises BadRequest."""
         wanted = as_prompts(prompts, prompt_token_ids)
         lora = pair_lora(lora_request, len(wanted))
-        common = _tokenization(tokenization_kwargs)
+        common = tokenization(tokenization_kwargs)
         chosen = self._chosen(sampling_params, len(wanted))
         jobs = [
             job_of_prompt(
@@ -271,6 +277,8 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         chat_template_kwargs: dict[str, Any] | None = ...,
         priority: int | Sequence[int] | None = ...,
         *,
+        tokenization_kwargs: dict[str, Any] | None = ...,
+        mm_processor_kwargs: dict[str, Any] | None = ...,
         stream: Literal[False] = ...,
     ) -> list[RequestOutput]: ...
 
@@ -289,6 +297,8 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         chat_template_kwargs: dict[str, Any] | None = ...,
         priority: int | Sequence[int] | None = ...,
         *,
+        tokenization_kwargs: dict[str, Any] | None = ...,
+        mm_processor_kwargs: dict[str, Any] | None = ...,
         stream: Literal[True],
     ) -> Iterator[RequestOutput]: ...
 
@@ -306,15 +316,20 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         chat_template_kwargs: dict[str, Any] | None = None,
         priority: int | Sequence[int] | None = None,
         *,
+        tokenization_kwargs: dict[str, Any] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
         stream: bool = False,
     ) -> list[RequestOutput] | Iterator[RequestOutput]:
         """Answers to one conversation (a list of messages) or to a list of them; see `generate`.
 
         `chat_template` (the template itself) replaces the model's; `chat_template_kwargs` go to it.
         """
+        no_media(mm_processor_kwargs)
         options = self._options(
             chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs
         )
+        special = tokenization(tokenization_kwargs).get("add_special_tokens")
+        options = msgspec.structs.replace(options, add_special_tokens=bool(special))
         jobs, lora = self._asked_chats(messages, sampling_params, lora_request, priority, options)
         return self._run(jobs, lora, stream, use_tqdm)
 
@@ -462,14 +477,6 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
 def _raise_failure(collector: Collector) -> None:
     if collector.error is not None:
         raise OctavoError(f"Request {collector.request_id} failed: {collector.error}")
-
-
-def _tokenization(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Job fields of `tokenization_kwargs`."""
-    for key in kwargs or {}:
-        if key != "add_special_tokens":
-            raise BadRequest(f"tokenization_kwargs has no {key!r} here.", hint="It takes add_special_tokens.")
-    return dict(kwargs or {})
 
 
 def _dtype_name(dtype: Any) -> Any:

@@ -14,8 +14,16 @@ from octavo.errors import OctavoError, Unavailable
 from octavo.llm.adapters import adapter_of
 from octavo.llm.args import keywords_of
 from octavo.llm.collect import Collector
-from octavo.llm.control import RPC, ModelConfig, Profile, check_level, model_config, refuse_rpc
-from octavo.llm.inputs import Prompt, job_of_chat, job_of_prompt
+from octavo.llm.control import (
+    RPC,
+    ModelConfig,
+    Profile,
+    check_level,
+    model_config,
+    refuse_rpc,
+    supported_tasks,
+)
+from octavo.llm.inputs import Prompt, job_of_chat, job_of_prompt, tokenization
 from octavo.llm.offline import default_params, make_config, token_bytes_of
 from octavo.llm.pooling import pooling_tokenization, settled
 from octavo.types.job import ChatOptions, Job, Started
@@ -67,6 +75,7 @@ class AsyncLLM:
         *,
         lora_request: LoRARequest | None = None,
         priority: int = 0,
+        tokenization_kwargs: dict[str, Any] | None = None,
         **_: Any,
     ) -> AsyncGenerator[RequestOutput]:
         """Stream the answer to one prompt; closing the iterator aborts it.
@@ -85,6 +94,7 @@ class AsyncLLM:
             priority=priority,
             default_max_tokens=self._default_max_tokens,
             adapter=await self._adapter(lora_request),
+            **tokenization(tokenization_kwargs),
         )
         async with contextlib.aclosing(self._run(job, lora_request)) as outputs:
             async for output in outputs:
@@ -253,6 +263,10 @@ class AsyncLLM:
     async def get_model_config(self) -> ModelConfig:
         """The same."""
         return self.model_config
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        """generate, or what a model that pools gives."""
+        return supported_tasks(self._service.preparer)
 
     async def start_profile(self, profile_prefix: str | None = None) -> None:
         """Begin to measure what steps spend their time with."""

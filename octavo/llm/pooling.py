@@ -58,15 +58,16 @@ class PoolingCalls:
         pooling_task: str | None = None,
         tokenization_kwargs: dict[str, Any] | None = None,
         prompt_token_ids: Any = None,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt: `outputs.data` is a float32 array [width], or [tokens, width]
         for the tasks token_embed and token_classify.
 
-        `tokenization_kwargs` takes truncate_prompt_tokens and add_special_tokens. Raises BadRequest, also for
-        a model that generates.
+        `tokenization_kwargs` takes truncate_prompt_tokens (an argument of its own in older releases) and
+        add_special_tokens. Raises BadRequest, also for a model that generates.
         """
         wanted = as_prompts(prompts, prompt_token_ids)
-        special, limit = pooling_tokenization(tokenization_kwargs)
+        special, limit = pooling_tokenization(tokenization_kwargs, truncate_prompt_tokens)
         lora = pair_lora(lora_request, len(wanted))
         jobs = [
             job_of_prompt(
@@ -109,11 +110,19 @@ class PoolingCalls:
         use_tqdm: Any = None,
         lora_request: Requests = None,
         tokenization_kwargs: dict[str, Any] | None = None,
+        truncate_prompt_tokens: int | None = None,
+        chat_template: str | None = None,
     ) -> list[ScoringRequestOutput]:
         """How well texts go together, one to many or pair by pair, in `outputs.score`.
 
-        A cross-encoder or reranker reads each pair; of a model of embeddings it is the cosine.
+        A cross-encoder or reranker reads each pair, written as its checkpoint says (no `chat_template`);
+        of a model of embeddings it is the cosine.
         """
+        if chat_template is not None:
+            raise BadRequest(
+                "score() takes no chat_template: pairs are written as the checkpoint says.",
+                param="chat_template",
+            )
         pairs = _pairs(data_1, data_2)
         pooler = self._pooler()
         if pooler.kind == "embed":
@@ -125,13 +134,14 @@ class PoolingCalls:
                 lora_request=lora_request,
                 pooling_task="embed",
                 tokenization_kwargs=tokenization_kwargs,
+                truncate_prompt_tokens=truncate_prompt_tokens,
             )
             return [_cosine(one, other) for one, other in zip(found[::2], found[1::2], strict=True)]
         if not pooler.scores:
             raise BadRequest(
                 f"This model has {len(pooler.labels)} labels: a score needs one.", hint="Use classify()."
             )
-        special, limit = pooling_tokenization(tokenization_kwargs)
+        special, limit = pooling_tokenization(tokenization_kwargs, truncate_prompt_tokens)
         params = settled(pooling_params, "classify", limit)
         adapters = [adapter_of(one, self._adapters) for one in pair_lora(lora_request, len(pairs))]
         jobs = [
@@ -219,10 +229,13 @@ def settled(params: PoolingParams | None, task: str | None, limit: int | None) -
     return made
 
 
-def pooling_tokenization(kwargs: dict[str, Any] | None) -> tuple[bool, int | None]:
+def pooling_tokenization(
+    kwargs: dict[str, Any] | None, truncate_prompt_tokens: int | None = None
+) -> tuple[bool, int | None]:
     """(add_special_tokens, truncate_prompt_tokens) of `tokenization_kwargs`. Raises BadRequest."""
     given = dict(kwargs or {})
-    special, limit = given.pop("add_special_tokens", True), given.pop("truncate_prompt_tokens", None)
+    special = given.pop("add_special_tokens", True)
+    limit = given.pop("truncate_prompt_tokens", truncate_prompt_tokens)
     if given:
         raise BadRequest(
             f"tokenization_kwargs has no {next(iter(given))!r} here.",

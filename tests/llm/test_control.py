@@ -9,7 +9,7 @@ import pytest
 from scripted_engine import ScriptedEngine, async_llm, llm_of, params, run
 
 from octavo import LLM, ModelRegistry, SamplingParams
-from octavo.errors import OctavoError
+from octavo.errors import BadRequest, OctavoError
 from octavo.llm.control import NotHere
 from octavo.pipeline.prepare import Preparer
 from octavo.types.metrics import Counter, Gauge, Histogram
@@ -126,6 +126,9 @@ def test_the_asynchronous_class_has_them_too(engine: ScriptedEngine, preparer: P
         assert await one.collective_rpc("reset_prefix_cache") == [True]
         assert await one.reset_mm_cache() is None
         assert await one.is_tracing_enabled() is False
+        assert await one.get_supported_tasks() == ("generate",)
+        with pytest.raises(BadRequest, match="no 'x' here"):
+            await anext(one.generate("Hi", params(1), tokenization_kwargs={"x": 1}))
         with pytest.raises(NotHere, match="workers"):
             await one.collective_rpc("load_weights")
 

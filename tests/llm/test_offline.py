@@ -332,3 +332,19 @@ def test_pieces_of_a_stream_hold_as_many_tokens_as_asked(
     pieces = [out.outputs[0].token_ids for out in stream]
     assert [len(piece) for piece in pieces] == [1, 3, 3, 1]
     assert [token for piece in pieces for token in piece] == text * 2
+
+
+def test_arguments_of_other_kinds_of_models_are_refused_when_they_are_given(
+    engine: ScriptedEngine, preparer: Preparer
+) -> None:
+    llm = llm_of(engine, preparer)
+    talk = [{"role": "user", "content": "Hi"}]
+    llm.generate("Hi", params(1), mm_processor_kwargs={})
+    llm.chat(talk, params(1), mm_processor_kwargs=None, tokenization_kwargs={"add_special_tokens": True})
+    for call in (llm.generate, llm.chat):
+        with pytest.raises(BadRequest, match="text only") as caught:
+            call("Hi" if call == llm.generate else talk, params(1), mm_processor_kwargs={"num_crops": 4})
+        assert caught.value.param == "mm_processor_kwargs"
+    with pytest.raises(BadRequest, match="no 'truncation' here"):
+        llm.chat(talk, params(1), tokenization_kwargs={"truncation": True})
+    assert llm.supported_tasks == ("generate",)

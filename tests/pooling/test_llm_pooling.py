@@ -142,6 +142,10 @@ def test_scores_of_pairs(folders: Any) -> None:
         assert one.outputs.score == pytest.approx(expected, abs=2e-5)
     (cut,) = llm.score("a b", "c d e f", tokenization_kwargs={"truncate_prompt_tokens": 7})
     assert cut.prompt_token_ids == [1, 6, 7, 2, 8, 9, 2]
+    (older,) = llm.score("a b", "c d e f", truncate_prompt_tokens=7)
+    assert older.prompt_token_ids == cut.prompt_token_ids
+    with pytest.raises(BadRequest, match="no chat_template"):
+        llm.score("a", "b", chat_template="{{ x }}")
 
 
 def test_labels_of_tokens(folders: Any) -> None:
@@ -200,6 +204,7 @@ def test_what_cannot_be(folders: Any) -> None:
     assert len(llm.embed("a " * 94)[0].prompt_token_ids) == 96
     cut = llm.embed("a " * 200, PoolingParams(truncate_prompt_tokens=-1))[0]
     assert cut.prompt_token_ids == [1, *[6] * 94, 2]
+    assert llm.embed("a " * 200, truncate_prompt_tokens=-1)[0].prompt_token_ids == cut.prompt_token_ids
     for bad in ({"task": "reward"}, {"dimensions": 0}, {"truncate_prompt_tokens": -2}, {"step_tag_id": 3}):
         with pytest.raises(BadRequest):
             PoolingParams(**bad)
