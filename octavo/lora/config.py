@@ -97,8 +97,8 @@ def read_config(path: Path, max_rank: int) -> AdapterConfig:
     for key, why in _REFUSED:
         if said.get(key):
             raise AdapterError(f"{path}: {key} is {_short(said[key])}: {why}.", hint=_MERGE)
-    if said.get("bias", "none") not in ("none", None):
-        raise AdapterError(f"{path}: bias is {_short(said['bias'])}; only 'none' is applied.", hint=_MERGE)
+    if said.get("bias", "none") not in ("none", "all", "lora_only", None):
+        raise AdapterError(f"{path}: bias is {_short(said['bias'])}; PEFT knows none, all and lora_only.")
     start = said.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise AdapterError(

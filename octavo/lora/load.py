@@ -31,15 +31,18 @@ log = logger(__name__)
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _DOWNLOAD = (peft.FILE, *_WEIGHTS)
-_ROOT = r"(?:base_model\.model\.)?(?P<module>.+)"
+_WRAPS = r"(?:(?:base_model\.model|_orig_mod|module)\.)*"
+"""PEFT's name for what it wraps, torch.compile's and DistributedDataParallel's; one wrap may hold another."""
+_ROOT = rf"{_WRAPS}(?P<module>.+?)"
 _TENSORS: tuple[tuple[str, str | None, re.Pattern[str]], ...] = (
     ("linear", None, re.compile(rf"{_ROOT}\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")),
     ("embedding", None, re.compile(rf"{_ROOT}\.lora_embedding_(?P<side>[AB])(?:\.[^.]+)?")),
     ("", "magnitude", re.compile(rf"{_ROOT}\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?")),
     ("", "bias", re.compile(rf"{_ROOT}\.lora_B(?:\.[^.]+)?\.bias")),
+    ("", "own bias", re.compile(rf"{_ROOT}(?:\.base_layer)?\.bias")),
 )
 """(kind of module, if it shows; which of its tensors, if not the group `side`; the name)."""
-_COPY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.base_layer)?\.weight")
+_COPY = re.compile(rf"{_ROOT}(?:\.base_layer)?\.weight")
 """PEFT saves the base's own embedding and output matrix beside adapters of these, changed or not."""
 _INNER = ".base_layer"
 """What PEFT calls the inner of two wraps around one module: experts whose two parameters are both adapted."""
@@ -106,7 +109,7 @@ class AdapterLoader:
         chosen = {
             module: tensors
             for module, tensors in plain.items()
-            if said.selects(module) or said.selects_parameter(f"{module}.weight")
+            if said.selects(module) or said.selects_parameter(f"{module}.weight") or is_bias(tensors)
         }
         if len(chosen) < len(plain):
             log.warning(
@@ -120,7 +123,7 @@ class AdapterLoader:
         found: dict[str, list[AdapterPart]] = {}
         for module, tensors in chosen.items():
             place = self._places.modules[module]
-            if place.table != (tensors["kind"] == "embedding"):
+            if place.table != (tensors["kind"] == "embedding") and not is_bias(tensors):
                 raise AdapterError(
                     f"{file} has tensors of {module} that are those of another kind of module."
                 )
@@ -186,9 +189,14 @@ def modules_of(
         raise AdapterError(
             f"{file} holds {len(strange)} tensors that are no lora_A or lora_B of a linear module: "
             f"{', '.join(strange[:_LISTED])}{more}.",
-            hint="The base's biases and whole modules are not replaced.",
+            hint="Whole modules of the base are not replaced.",
         )
     return found
+
+
+def is_bias(tensors: Tensors) -> bool:
+    """Whether nothing of a module is changed but its bias."""
+    return tensors.keys() == {"kind", "own bias"}
 
 
 def _read_name(name: str) -> tuple[str, str, str] | None:

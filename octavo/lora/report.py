@@ -15,7 +15,7 @@ from octavo.errors import AdapterError, OctavoError
 from octavo.layers.decoder import Decoder
 from octavo.lora import config as peft
 from octavo.lora.config import AdapterConfig
-from octavo.lora.load import AdapterLoader, modules_of, weights_in
+from octavo.lora.load import AdapterLoader, is_bias, modules_of, weights_in
 from octavo.lora.tensors import F32
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -105,6 +105,8 @@ def _check_alone(said: AdapterConfig, folder: Path) -> None:
     checkpoint: Checkpoint = open_checkpoint(file)
     chosen = 0
     for module, own in modules_of(checkpoint, file, lambda *_: True).items():
+        if is_bias(own):
+            continue
         if missing := {"A", "B"} - own.keys():
             raise AdapterError(f"{file} has {module}, but no lora_{min(missing)} of it.")
         a, b = (checkpoint.described(own[side])[1] for side in "AB")

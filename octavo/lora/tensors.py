@@ -16,7 +16,9 @@ from octavo.weights.checkpoint import Checkpoint
 
 F32 = NDArray[np.float32]
 Tensors = dict[str, str]
-"""One module's: the names of its `A`, `B`, `magnitude` and `bias`; `kind` is linear or embedding."""
+"""One module's: the names of its `A`, `B`, `magnitude`, `bias` (of B) and `own bias` (instead of the base's);
+`kind` is linear or embedding.
+"""
 BaseRows = Callable[[str, int, int], F32]
 
 _SLICE = 1 << 20
@@ -38,6 +40,8 @@ class Reader:
 
     def part(self, module: str, tensors: Tensors, place: Place) -> AdapterPart:
         """What a module's adapter adds to the rows of its matrix. Raises AdapterError."""
+        if tensors.keys() == {"kind", "own bias"}:
+            return self._bias_alone(module, tensors["own bias"], place)
         self._both(module, tensors)
         rank = self._said.rank_of(module)
         inner, out = (place.rows, place.columns) if place.table else (place.columns, place.rows)
@@ -115,9 +119,11 @@ class Reader:
                     f"adapter_config.json says {flag}: {str(said).lower()}, but {module} "
                     f"{'has' if key in tensors else 'lacks'} what that stands for ({key})."
                 )
-        if "magnitude" not in tensors and "bias" not in tensors:
+        if not tensors.keys() & {"magnitude", "bias", "own bias"}:
             return None, None
         factor, shift = np.ones(out, np.float32), np.zeros(out, np.float32)
+        if "own bias" in tensors:
+            shift += self._moved(module, tensors["own bias"], place)
         if "bias" in tensors:
             shift += np.float32(low[2]) * self._vector(tensors["bias"], out, module)
         if "magnitude" not in tensors:
@@ -134,6 +140,23 @@ class Reader:
         if place.bias:  # the magnitudes do not speak of it
             shift += (1 - factor) * self._rows(place.bias, place.first, place.first + out).reshape(-1)
         return factor, shift
+
+    def _bias_alone(self, module: str, name: str, place: Place) -> AdapterPart:
+        """Of a module whose matrix stays as it is."""
+        a = Dense(np.zeros((1, place.columns), np.float32), "float32")
+        b = Dense(np.zeros((place.rows, 1), np.float32), "float32")
+        shift = self._moved(module, name, place)
+        factor = np.ones(place.rows, np.float32)
+        return AdapterPart(place.first, a, b, 1.0, place.logits, place.table, factor, shift)
+
+    def _moved(self, module: str, name: str, place: Place) -> F32:
+        """An adapter's own bias less the base's (PEFT's `bias` of `all` and `lora_only`)."""
+        if place.table or place.expert_bias:
+            raise AdapterError(f"{module} has the bias {name}, which is not applied to such a module.")
+        bias = self._vector(name, place.rows, module)
+        if place.bias is None:
+            return bias
+        return bias - self._rows(place.bias, place.first, place.first + place.rows).reshape(-1)
 
     def _norms(self, place: Place, a: Dense, b: Dense, scale: float) -> F32:
         """|W + scale B A| of each output, W as the model multiplies by it; a table's outputs are columns."""

@@ -23,6 +23,7 @@ from lora_cases import (
     values,
     write_adapter,
 )
+from safetensors.numpy import load_file, save_file
 
 from octavo import LLM, AsyncLLM, SamplingParams
 from octavo.lora.load import AdapterLoader
@@ -88,6 +89,35 @@ def test_layers_that_are_not_wanted_are_left_out(base: Path, tmp_path: Path) -> 
     one = write_adapter(tmp_path / "one", 3, 4, ["q_proj"], layers_to_transform=[1])
     answers = [values(ask(llm, PROMPTS[:1], request(i + 1, a))[0]) for i, a in enumerate((both, one))]
     assert not np.array_equal(answers[0][1], answers[1][1])
+
+
+SPELLINGS = [
+    ("base_model.model.", ""),
+    (".weight", ".default.weight"),
+    ("base_model.model.", "base_model.model.base_model.model."),
+    ("base_model.model.", "base_model.model._orig_mod."),
+    ("base_model.model.", "module.base_model.model."),
+    ("base_model.model.model.", "base_model.model.model.language_model."),
+]
+
+
+@pytest.mark.parametrize(("there", "instead"), SPELLINGS, ids=[new or "none" for _, new in SPELLINGS])
+def test_names_of_wraps(there: str, instead: str, base: Path, tmp_path: Path) -> None:
+    """What a training put around the model is in the names, and means nothing."""
+    llm = make(base)
+    folders = [write_adapter(tmp_path / name, 1, 4, ALL) for name in "ab"]
+    file = folders[1] / "adapter_model.safetensors"
+    save_file({name.replace(there, instead): tensor for name, tensor in load_file(file).items()}, file)
+    first, second = (values(ask(llm, PROMPTS[:1], request(i + 1, f))[0]) for i, f in enumerate(folders))
+    assert first[0] == second[0]
+    assert np.array_equal(first[1], second[1])
+
+
+def test_alpha_of_zero_changes_nothing(base: Path, tmp_path: Path) -> None:
+    llm = make(base)
+    adapter = write_adapter(tmp_path / "a", 1, 4, ALL, lora_alpha=0)
+    got, plain = (values(ask(llm, PROMPTS[:1], lora)[0]) for lora in (request(1, adapter), None))
+    assert np.array_equal(got[1], plain[1])
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4"])

@@ -31,6 +31,8 @@ QWEN = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama": {},
     "Qwen2": {},
+    "Phi": {},
+    "Phi3": {},
     "GPT2": {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": QWEN,
@@ -55,6 +57,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"use_dora": True, "use_rslora": True, "target_modules": ["q_proj", "down_proj"]},
     ),
     ("bias of B", "Llama", {"lora_bias": True, "target_modules": ["q_proj", "up_proj"]}),
+    ("biases of all", "Qwen2", {"bias": "all", "target_modules": ["q_proj", "down_proj"]}),
+    ("biases, dora", "Qwen2", {"bias": "lora_only", "use_dora": True, "target_modules": ATTENTION}),
+    ("biased head", "Phi", {"target_modules": ["lm_head", "dense", "fc1"]}),
+    ("biased head's bias", "Phi", {"bias": "lora_only", "target_modules": ["lm_head", "q_proj"]}),
+    ("one matrix of three", "Phi3", {"target_modules": "all-linear", "use_dora": True}),
+    ("Conv1D", "GPT2", {"target_modules": "all-linear", "bias": "lora_only", "fan_in_fan_out": True}),
     ("excluded", "Llama", {"target_modules": "all-linear", "exclude_modules": ["up_proj"]}),
     (
         "layers",
@@ -97,6 +105,8 @@ def written(root: Path, kind: str, said: dict[str, Any]) -> tuple[Path, Path, li
             parameter.data *= 1 + 0.3 * torch.rand_like(parameter)
         elif "lora_" in name:
             parameter.data.normal_(0, 0.3)
+        elif name.endswith("bias") and parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(root / "adapter")
     with torch.no_grad():
         logits = [
