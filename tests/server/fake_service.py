@@ -16,6 +16,7 @@ from octavo.pipeline.prepare import ModelInfo
 from octavo.pipeline.stop import EndTokens
 from octavo.types.engine import Finish, TokenLogprobs
 from octavo.types.job import ChatOptions, Event, Job, Started
+from octavo.types.sampling import SamplingParams
 from octavo.types.stats import EngineStats, RequestTimes
 
 VOCAB = 256
@@ -178,9 +179,7 @@ class FakeService:
                     index=index,
                     text=decoder.decode(bytes([token]), final=last),
                     tokens=(token,),
-                    logprobs=(logprob(token, job.sampling.logprobs, at, index),)
-                    if job.sampling.logprobs is not None
-                    else (),
+                    logprobs=logprobs_of(job.sampling, token, at, index),
                     prompt_logprobs=prompt_logprobs(job, started) if at == 0 else (),
                     cached_tokens=self.cached_tokens,
                     finish=end if last or failed else None,
@@ -200,6 +199,14 @@ class FakeService:
                     )
             if over or self.fails_at == at:
                 return
+
+
+def logprobs_of(sampling: SamplingParams, token: int, at: int, index: int) -> tuple[TokenLogprobs, ...]:
+    """What was asked for: some others, or those that were named."""
+    if named := sampling.logprob_token_ids:
+        values = (-1.0, *(-2.0 - k for k in range(len(named))))
+        return (TokenLogprobs((token, *named), values, (1, *range(2, 2 + len(named)))),)
+    return (logprob(token, sampling.logprobs, at, index),) if sampling.logprobs is not None else ()
 
 
 def logprob(token: int, top: int | None, at: int, index: int = 0) -> TokenLogprobs:

@@ -21,7 +21,9 @@ from octavo.server.app import build_app
 from octavo.server.legacy import GenerateRequest
 from octavo.server.openai.requests import ChatRequest, CompletionRequest
 from octavo.server.openai.responses.requests import ResponsesRequest
+from octavo.server.openai.scoring import ScoringRequest
 from octavo.server.settings import ServerSettings
+from octavo.server.sleep import AbortRequest
 from octavo.server.tokens import DetokenizeRequest, TokenizeRequest
 from octavo.types.sampling import SamplingParams
 
@@ -65,6 +67,11 @@ ROUTES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "/tokenize": (TokenizeRequest.__struct_fields__, {"prompt": "x"}),
     "/detokenize": (DetokenizeRequest.__struct_fields__, {"tokens": [1]}),
+    "/generative_scoring": (
+        ScoringRequest.__struct_fields__,
+        {"query": "x", "items": ["y", [1]], "label_token_ids": [1, 2]},
+    ),
+    "/abort_requests": (AbortRequest.__struct_fields__, {"request_ids": ["x"]}),
 }
 
 
@@ -306,7 +313,8 @@ def test_odd_values_in_the_other_doors(path: str) -> None:
 def test_every_route_that_takes_a_body_is_here() -> None:
     app: Any = application()[0]
     posts = {route.path for route in app.routes if "POST" in route.methods}
-    bodiless = {"/ping", "/sleep", "/wake_up", "/reset_prefix_cache", "/api/copy", "/api/create", "/api/push"}
+    bodiless = {"/ping", "/sleep", "/wake_up", "/reset_prefix_cache", "/pause", "/resume"}
+    bodiless |= {"/api/copy", "/api/create", "/api/push"}
     same = {"/v1/score", "/v1/rerank", "/v2/rerank", "/v1/files"}  # handlers that are here, and a form
     rest = {path for path in posts - bodiless - same if "{" not in path}
     assert rest == {*ROUTES, *DEEP, *SHALLOW}
