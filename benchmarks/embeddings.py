@@ -214,5 +214,7 @@ def run(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1] not in ("make", "run"):
+        sys.exit((__doc__ or "").partition("\n\n`make`")[0])
     command, where, *rest = sys.argv[1:]
     make(Path(where)) if command == "make" else run(Path(where), rest)

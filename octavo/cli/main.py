@@ -110,6 +110,8 @@ def _help(words: list[str]) -> int:
 def _sentence(error: BaseException) -> str:
     """An error's message on one line, with its kind when it has none."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}."
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "octavo":
         text += f". Install it with: {sys.executable} -m pip install {error.name.partition('.')[0]}"
     return text or type(error).__name__
