@@ -40,8 +40,12 @@ _ELSEWHERE = {
     "list": _CACHE,
     "ls": _CACHE,
     "rm": _CACHE,
+    "launch": "There are no frontends apart from engines: octavo serve is both.",
+    "preload": "A start from packed weights takes about a second; they are kept by themselves.",
+    "snapshot": "A start from packed weights takes about a second; they are kept by themselves.",
+    "download-kernels": "All kernels are in the package.",
 }
-"""Commands of Ollama and others to what does that here."""
+"""Commands of Ollama, vLLM and others to what does that here."""
 
 
 def run(words: Sequence[str]) -> int:

@@ -40,6 +40,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None
     use_modelscope: bool = False
     logging_level: str = "INFO"
+    configure_logging: bool = True
+    logging_config_path: str | None = None
+    logging_prefix: str = ""
+    logging_stream: str = ""
     log_stats_interval_s: float = 10.0
     cache_root: str | None = None
     cache_bytes: int = 32 << 30
@@ -175,6 +179,15 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("api_key", _names("API_KEY"), str, "The key that clients must send."),
     Variable("use_modelscope", _names("USE_MODELSCOPE"), _flag, "Download from ModelScope by id."),
     Variable("logging_level", _names("LOGGING_LEVEL"), str.upper, "DEBUG, INFO, WARNING or ERROR."),
+    Variable("configure_logging", _names("CONFIGURE_LOGGING"), _flag, "0: leave logging to the program."),
+    Variable(
+        "logging_config_path",
+        _names("LOGGING_CONFIG_PATH"),
+        str,
+        "JSON of logging.config.dictConfig instead.",
+    ),
+    Variable("logging_prefix", _names("LOGGING_PREFIX"), str, "Before each log line."),
+    Variable("logging_stream", _names("LOGGING_STREAM"), str, "ext://sys.stdout, or ext://sys.stderr."),
     Variable(
         "log_stats_interval_s", _names("LOG_STATS_INTERVAL"), _seconds_or(10.0), "Seconds between log lines."
     ),

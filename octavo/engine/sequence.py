@@ -83,7 +83,7 @@ class Sequence:
     def computes_all(self) -> bool:
         """Whether no token may come from the prefix cache: each one's own numbers are wanted."""
         pooling = self.request.pooling
-        return self.wants_prompt_logprobs or (
+        return (self.wants_prompt_logprobs or self.sampling.skip_cache) or (
             pooling is not None and (pooling.whole or pooling.rows == "all")
         )
 

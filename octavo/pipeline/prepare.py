@@ -399,6 +399,7 @@ class Preparer:
                 dict.fromkeys(in_vocab("allowed_token_ids", params.allowed_token_ids or (), vocab))
             ),
             bad_words=self._bad_words(params.bad_words or ()),
+            skip_cache=bool(params.skip_reading_prefix_cache),
             processors=tuple(params.logits_processors or ()),
         )
 

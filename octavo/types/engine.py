@@ -51,6 +51,8 @@ class SamplingSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What is told of the answer's tokens: also raw_logits, processed_logprobs or processed_logits."""
     logprob_ids: tuple[int, ...] = ()
     """With `logprobs` 0: tokens to tell of besides at each position."""
+    skip_cache: bool = False
+    """All of the prompt is computed, whatever the prefix cache has of it."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_ids: tuple[int, ...] = ()
     """Empty: every token is allowed."""

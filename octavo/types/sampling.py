@@ -106,6 +106,7 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
     bad_words: list[str] | None = None
     """Strings whose last token is never drawn after the tokens before it."""
     skip_reading_prefix_cache: bool | None = None
+    """True: all of the prompt is computed again, whatever is cached of it."""
     thinking_token_budget: int | None = None
     """At most this many tokens of reasoning, then its end is written; 0: none. No effect where none is."""
     repetition_detection: Any = None

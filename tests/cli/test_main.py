@@ -101,6 +101,7 @@ def test_help_pages(words: list[str], text: str, absent: str, capsys: pytest.Cap
     [
         (["sreve"], "Unknown command 'sreve'. Did you mean serve?"),
         (["xyzzy"], "Unknown command 'xyzzy'. See octavo --help."),
+        (["launch", "render"], "Unknown command 'launch'. There are no frontends apart from engines"),
         (["pull"], "Unknown command 'pull'. serve, chat and run download a model that is not here yet."),
         (["--port", "1"], "'--port' is no command. One comes first: octavo serve --port 1"),
         (["a/b"], "'a/b' is no command. One comes first: octavo serve a/b"),

@@ -160,3 +160,16 @@ def test_times_of_kv_blocks_are_measured_when_asked(llm: LLM) -> None:
         assert metric.sum > 0
     steps = {metric.name: metric for metric in small.get_metrics()}["vllm:iteration_tokens_total"]
     assert steps.buckets["16.0"] == steps.count, "no step has more of a prompt than the threshold"
+
+
+def test_the_prefix_cache_may_be_passed_by(llm: LLM) -> None:
+    prompt = "The sky is blue because the air scatters short waves of light far more than the long ones."
+    plain = SamplingParams(max_tokens=3, temperature=0.0)
+    first = llm.generate(prompt, plain)[0]
+    again = llm.generate(prompt, plain)[0]
+    skipped = llm.generate(
+        prompt, SamplingParams(max_tokens=3, temperature=0.0, skip_reading_prefix_cache=True)
+    )[0]
+    assert again.num_cached_tokens > 0
+    assert skipped.num_cached_tokens == 0
+    assert first.outputs[0].token_ids == again.outputs[0].token_ids == skipped.outputs[0].token_ids
