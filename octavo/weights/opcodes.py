@@ -27,6 +27,8 @@ _MAX_OPCODES = 4_000_000
 """A state dict spends about 50 on a tensor."""
 _MAX_COUNT = 1 << 60
 _MAX_ENTRIES = 1 << 20
+_LONGEST = 512
+"""Characters of a name or a word, and numbers in a tuple, of HQQ's modules."""
 
 
 class Refused(Exception):
@@ -159,10 +161,7 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView | Constant]]:
             value = inner
             break
     if any(isinstance(item, dict) and "W_q" in item for item in value.values()):
-        for count, entry in enumerate(_of_modules(value)):
-            if count >= _MAX_ENTRIES:
-                raise Refused(f"it has more than {_MAX_ENTRIES} tensors")
-            yield entry
+        yield from _of_modules(value)
         return
     for name, item in value.items():
         if isinstance(item, TensorView) and isinstance(name, str):
@@ -173,16 +172,27 @@ def tensors(value: Any) -> Iterator[tuple[str, TensorView | Constant]]:
                 yield f"{module}{dot}_{weight}_{part}", tensor
 
 
-def _of_modules(value: dict[Any, Any], depth: int = 0) -> Iterator[tuple[str, TensorView | Constant]]:
-    """Of a dict of modules: what each holds, behind its name. `meta` is a level that has no name."""
-    for name, item in value.items():
-        if isinstance(item, dict) and depth < _DEEPEST:
-            for inner, found in _of_modules(item, depth + 1):
-                yield (inner if name == "meta" else f"{name}.{inner}"), found
-        elif isinstance(item, TensorView):
-            yield str(name), item
-        elif (said := _constant(item)) is not None:
-            yield str(name), said
+def _of_modules(modules: dict[Any, Any]) -> Iterator[tuple[str, TensorView | Constant]]:
+    """Of a dict of modules: what each holds, behind its name. `meta` is a level that has no name.
+
+    A stream may name one dict many times, each time in more dicts: what is looked at is counted.
+    """
+    looked_at = 0
+    ahead = [("", modules, 0)]
+    while ahead:
+        prefix, module, depth = ahead.pop()
+        for name, item in module.items():
+            looked_at += 1
+            if looked_at > _MAX_ENTRIES:
+                raise Refused(f"it has more than {_MAX_ENTRIES} entries")
+            if not isinstance(name, str) or len(name) > _LONGEST:
+                continue
+            if isinstance(item, dict) and depth < _DEEPEST:
+                ahead.append((prefix if name == "meta" else f"{prefix}{name}.", item, depth + 1))
+            elif isinstance(item, TensorView):
+                yield prefix + name, item
+            elif (said := _constant(item)) is not None:
+                yield prefix + name, said
 
 
 def _constant(item: object) -> Constant | None:
@@ -191,12 +201,13 @@ def _constant(item: object) -> Constant | None:
         return Constant("uint8", np.array(item, np.uint8))
     if isinstance(item, _Opaque) and item.name.startswith("torch "):
         item = item.name.replace(" ", ".")
-    if isinstance(item, str):
+    if isinstance(item, str) and len(item) <= _LONGEST:
         return Constant("uint8", np.frombuffer(item.encode("latin-1", "replace"), np.uint8))
     if isinstance(item, float):
-        return Constant("float32", np.array(item, np.float32))
+        return Constant("float64", np.array(item))
     whole = item if isinstance(item, tuple) else (item,)
-    if whole and all(type(number) is int and abs(number) < _MAX_COUNT for number in whole):
+    small = 0 < len(whole) <= _LONGEST
+    if small and all(type(number) is int and abs(number) < _MAX_COUNT for number in whole):
         return Constant("int64", np.array(item, np.int64))
     return None
 

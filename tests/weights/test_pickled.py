@@ -141,8 +141,20 @@ def test_modules_of_hqqs_own_files_become_tensors(tmp_path: Path, older: bool) -
 def test_modules_that_are_one_many_times_are_not_counted_for_ever() -> None:
     shared: dict[str, Any] = {f"w{i}": 1 for i in range(3000)}
     shared |= {"W_q": 1, "again": shared}
-    with pytest.raises(opcodes.Refused, match="more than 1048576 tensors"):
+    with pytest.raises(opcodes.Refused, match="more than 1048576 entries"):
         list(opcodes.tensors({f"m{i}": shared for i in range(3000)}))
+
+
+def test_modules_that_hold_each_other_are_not_walked_for_ever() -> None:
+    empty: dict[str, Any] = {}
+    empty |= {f"e{i}": empty for i in range(3000)}
+    with pytest.raises(opcodes.Refused, match="more than 1048576 entries"):
+        list(opcodes.tensors({"m": {"W_q": None}, "e": empty}))
+
+
+def test_words_and_numbers_of_modules_are_short() -> None:
+    module = {"W_q": 1, "word": "x" * 10_000, "numbers": (1,) * 10_000, "n" * 10_000: 1, (1, 2): 1, 3: 4}
+    assert [name for name, _ in opcodes.tensors({"m": module})] == ["m.W_q"]
 
 
 class Evil:
