@@ -98,6 +98,11 @@ struct PackedMatrix {
   size_t block_bytes() const { return block_bytes_of(format); }
   // Blocks whose inputs share a scale: the fewer scales, the fewer steps between the products of 8-bit weights.
   int64_t run() const { return format == Format::int8 && (group % kRunColumns == 0 || group >= cols) ? 4 : 1; }
+  // Whether each group is one such run, and its scales of two bytes are all that is known of it.
+  bool plain() const {
+    return per == 0 && offset == Offset::none && size_of(dtype) == 2 && group == run() * block() &&
+           format != Format::dense;
+  }
   size_t tile_bytes() const {
     if (format != Format::dense) {
       const int64_t chunk = header_groups() * group / block(), headers = (blocks() + chunk - 1) / chunk;

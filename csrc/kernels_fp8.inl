@@ -23,7 +23,7 @@ void fp8_tile(const LinearArgs& a, int64_t row, int64_t tile) {
     const Vec scale = group_head(w, header, g).scale;
     for (int m = 0; m < M; ++m) y[m] = fma(even_sum[m] + odd_sum[m], scale, y[m]);
   });
-  finish_quant<M>(a, row, tile, y);
+  finish_quant<M, 1>(a, row, tile, y);
 }
 
 #if OCTAVO_FP8_DOT
@@ -55,7 +55,7 @@ void fp8_tile_dot(const LinearArgs& a, int64_t row, int64_t tile) {
     const Vec scale = group_head(w, header, g).scale;
     for (int m = 0; m < M; ++m) y[m] = fma(even_sum[m] + odd_sum[m], scale, y[m]);
   });
-  finish_quant<M>(a, row, tile, y);
+  finish_quant<M, 1>(a, row, tile, y);
 }
 #endif
 

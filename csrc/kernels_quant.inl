@@ -36,28 +36,45 @@ struct Panels {
   int64_t count, low, tall;
 };
 
-template <int M>
-inline void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const Vec* sums) {
+// Results of M rows of a tile: every `Step`th vector of `sums`.
+template <int M, int Step>
+OCTAVO_INLINE void finish_quant(const LinearArgs& a, int64_t row, int64_t tile, const Vec* sums) {
   const int64_t first = tile * kTile;
   const int n = static_cast<int>(std::min<int64_t>(kTile, a.weight.rows - first));
   const Vec bias = a.bias ? load(a.bias + first, n) : zero(), factor = set1(a.weight.factor);
   const bool zeros = a.weight.sums && a.x_int8.codes;
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-    Vec y = sums[m];
+    Vec y = sums[m * Step];
     if (zeros) y = fma(set1(-a.x_int8.zeros[row + m]), load(a.weight.sums + first), y);
     if (a.weight.factor != 1.0f) y = y * factor;
     put_tile(a, row + m, first, n, a.bias ? y + bias : y);
   }
 }
 
+// Zeros that stay in registers: written in a loop that is not unrolled, all sums would live in memory.
+template <int N>
+OCTAVO_INLINE void clear(Vec* sums) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) sums[i] = zero();
+}
+
 // A register tile: M rows from `row` (a panel) by W tiles of weights `stride` bytes apart (the last one alone: 0).
 struct QuantTask {
   const LinearArgs& a;
+  const uint8_t* data;  // of the first tile
   int64_t row, tile;
   size_t stride;
   Ahead ahead;            // what is fetched meanwhile, `lines` lines a block
   int lines, head_lines;  // and these many a header
+  bool plain;             // by quant_tile_plain
 };
+
+template <int M, int W>
+OCTAVO_INLINE void finish_tiles(const QuantTask& task, const Vec* y) {
+  finish_quant<M, W>(task.a, task.row, task.tile, y);
+  if constexpr (W > 1) finish_quant<M, W>(task.a, task.row, task.tile + (task.stride ? 1 : 0), y + 1);
+}
 
 // The whole sums of the `n` blocks from `p` on for M rows and W tiles, as float32: one scale of the inputs holds in
 // all of them. Entries of two digits give two whole sums. `fetch` is called once a block.
@@ -110,7 +127,6 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
   constexpr auto block_bytes = static_cast<int>(block_bytes_of(F));
   constexpr bool at_once = Short || kSmallGroups<F>, two = F == Format::lut4_wide;
   const PackedMatrix& w = task.a.weight;
-  const uint8_t* data = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(task.tile) * w.tile_bytes();
   const QuantizedRows x = task.a.x_int8;
   const int64_t first = task.row * x.blocks;
   const size_t stride = task.stride;
@@ -122,8 +138,8 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
   if constexpr (is_table(F)) tables[0] = repeat16(two ? w.table->low : w.table->one);
   if constexpr (two) tables[1] = repeat16(w.table->high);
   Vec y[M * W];
-  for (Vec& v : y) v = zero();
-  each_group(w, data, [&](const uint8_t* header, int g, int64_t b, int64_t end, const uint8_t* p) {
+  clear<M * W>(y);
+  each_group(w, task.data, [&](const uint8_t* header, int g, int64_t b, int64_t end, const uint8_t* p) {
     if (g == 0) ahead.fetch<W == 1>(head_lines, 64 * head_lines);
     GroupHead heads[W];
     const auto read_heads = [&] {
@@ -133,8 +149,9 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
       }
     };
     if constexpr (at_once && !Short) read_heads();
-    Vec group[at_once ? 1 : M * W];
-    for (Vec& v : group) v = zero();
+    constexpr int under = at_once ? 1 : M * W;
+    Vec group[under];
+    clear<under>(group);
     do {
       const int64_t at = first + b * M, n = kRuns<F> && !Short ? std::min(end - b, w.run()) : 1;
       Vec sums[M * W];
@@ -156,11 +173,44 @@ __attribute__((noinline)) void quant_tile(const QuantTask& task) {
     for (int i = 0; i < M * W; ++i) y[i] = fma(heads[i % W].offset, set1(totals[i / W]), y[i]);
     totals += M;
   });
-  for (int t = 0; t < W; ++t) {
-    Vec rows[M];
-    for (int m = 0; m < M; ++m) rows[m] = y[m * W + t];
-    finish_quant<M>(task.a, task.row, task.tile + (stride ? t : 0), rows);
+  finish_tiles<M, W>(task, y);
+}
+
+// The same where a group is one run of blocks (PackedMatrix::plain()): nothing is looked up on the way.
+template <int M, int W, Format F, int Run>
+__attribute__((noinline)) void quant_tile_plain(const QuantTask& task) {
+  constexpr auto block_bytes = static_cast<int>(block_bytes_of(F));
+  const PackedMatrix& w = task.a.weight;
+  const QuantizedRows x = task.a.x_int8;
+  const size_t stride = task.stride;
+  const uint8_t* p = task.data;
+  Ahead ahead = task.ahead;
+  const int lines = M <= 2 ? block_bytes / 64 : task.lines, head_lines = task.head_lines;
+  const bool halves = w.dtype == Dtype::f16;
+  Bytes tables[1] = {};
+  if constexpr (is_table(F)) tables[0] = repeat16(w.table->one);
+  Vec y[M * W];
+  clear<M * W>(y);
+  int64_t at = task.row * x.blocks;
+  for (int64_t left = x.blocks; left > 0;) {
+    const uint8_t* header = p;
+    p += 64;
+    ahead.fetch<W == 1>(head_lines, 64 * head_lines);
+    for (int g = 0; g < 2 && left > 0; ++g, header += 32) {
+      const int64_t n = Run == 1 ? 1 : std::min<int64_t>(Run, left);
+      Vec sums[M * W];
+      run_sums<M, W, F>(x, at, n, p, stride, tables, sums, [&] { ahead.fetch<W == 1>(lines, 64 * lines); });
+      for (int t = 0; t < W; ++t) {
+        const auto* scales = reinterpret_cast<const uint16_t*>(header + stride * t);
+        const Vec scale = halves ? load_f16(scales) : load_bf16(scales);
+        for (int m = 0; m < M; ++m) y[m * W + t] = fma(sums[m * W + t] * set1(x.scales[at + m]), scale, y[m * W + t]);
+      }
+      p += n * block_bytes;
+      at += n * M;
+      left -= n;
+    }
   }
+  finish_tiles<M, W>(task, y);
 }
 
 // The codes of one column as the float32 numbers they stand for, before scale and offset.
@@ -204,7 +254,7 @@ void quant_tile_float(const LinearArgs& a, int64_t row, int64_t tile) {
       }
     }
   });
-  finish_quant<M>(a, row, tile, y);
+  finish_quant<M, 1>(a, row, tile, y);
 }
 
 // The formats that have a kernel of their own for groups of one block.
@@ -253,8 +303,12 @@ void quant_format(const QuantTask& task) {
   constexpr int W = width_of(M, F);
   if constexpr (F == Format::int8 && !kFullRange)
     if (task.a.weight.inputs != Inputs::block) return quant_tile<M, W, Format::int8_full, false>(task);
-  if constexpr (kShort<F>)
+  if constexpr (kShort<F>) {
+    if (task.plain && task.a.weight.run() == 1) return quant_tile_plain<M, W, F, 1>(task);
+    if constexpr (kRuns<F>)
+      if (task.plain) return quant_tile_plain<M, W, F, 4>(task);
     if (task.a.weight.group == block_of(F)) return quant_tile<M, W, F, true>(task);
+  }
   quant_tile<M, W, F, false>(task);
 }
 
@@ -292,6 +346,8 @@ void quant_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, con
   const Panels panels(a.n, kPanel);
   const int width = width_of(panels.rows(0), a.weight.format);
   const size_t tile_bytes = a.weight.tile_bytes();
+  // Eight-bit weights of one panel are waited for, and come no sooner for it.
+  const bool plain = a.weight.plain() && (panels.count > 1 || bits_of(a.weight.format) < 8);
   const auto block_lines = static_cast<int64_t>(a.weight.block_bytes() / 64);
   const auto head_lines = static_cast<int64_t>(a.weight.header_bytes() / 64);
   const int64_t span = std::max<int64_t>(1, kSpanBytes / (a.weight.blocks() * a.weight.block() * kPanel));
@@ -306,8 +362,8 @@ void quant_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, con
       for (int64_t i = begin; i < end; ++i) {
         const Ahead ahead = near ? Ahead::near(data + kAheadBlocks * block_lines * 64, data + tile_bytes, later)
                                  : Ahead::far(later + static_cast<int64_t>(tile_bytes) * width * (i - begin) / all);
-        quant_rows<kPanel>({a, panels.first(i), tile, tile + 1 < tile_end ? tile_bytes : 0, ahead, share(block_lines),
-                            share(head_lines)},
+        quant_rows<kPanel>({a, reinterpret_cast<const uint8_t*>(data), panels.first(i), tile,
+                            tile + 1 < tile_end ? tile_bytes : 0, ahead, share(block_lines), share(head_lines), plain},
                            panels.rows(i));
       }
     }

@@ -221,7 +221,7 @@ void quantized_kernels(const Kernels* k) {
       if (is_fp8(format) && offset != Offset::none) continue;
       for (const Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16})
         for (const int64_t group : {block_of(format), 64, 128}) {
-          const int64_t rows = group == 64 ? 37 : 5, cols = group == 128 ? 161 : 33;
+          const int64_t rows = group == 128 ? 21 : 37, cols = group == 128 ? 161 : group == 64 ? 33 : 65;
           const Table* table = format == Format::lut4_wide ? &wide : is_table(format) ? &bytes : nullptr;
           const PackedMatrix m{nullptr, dtype, rows, cols, format, offset, group, 1.0f, table};
           look(k, m,
