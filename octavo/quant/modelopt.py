@@ -1,7 +1,8 @@
 """NVIDIA's Model Optimizer, as its unified export writes it. A module X of [rows, cols] stands in one of
 these forms, which show in its tensors:
 
-- FP8: `X.weight` of 8-bit floats, `X.weight_scale` one number, one a row, or one a block;
+- FP8: `X.weight` of 8-bit floats, `X.weight_scale` one number, one a row, or one a block [a, b], also as
+  [a, 1, b, 1];
 - W8A16, W8A8: `X.weight` int8, `X.weight_scale` one a row, and for W8A8 `X.input_scale`, one for all inputs;
 - W4A16: `X.weight` uint8 [rows / 2, cols], codes -8 .. 7, the even row in the low half; `X.weight_scale`
   [rows, groups];
@@ -30,6 +31,7 @@ _ALGORITHMS = (
     *("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "NVFP4_AWQ", "W4A8_NVFP4_FP8", "W4A16_NVFP4"),
     *("MXFP4", "W4A8_MXFP4_FP8", "W4A16_AWQ", "W8A16", "W8A8_SQ_PER_CHANNEL", "MIXED_PRECISION"),
 )
+_BLOCK = 128
 _PRE = "pre_quant_scale"
 _OPTIONAL = ("weight_scale_2", _PRE)
 
@@ -48,7 +50,9 @@ class ModelOpt:
         inside = config.get("quantization")
         said = inside if isinstance(inside, dict) else config
         algorithm = said.get("quant_algo")
-        if algorithm not in _ALGORITHMS and not (algorithm is None and said.get("kv_cache_quant_algo")):
+        # Some of them it writes in small letters.
+        known = isinstance(algorithm, str) and algorithm.upper() in _ALGORITHMS
+        if not known and not (algorithm is None and said.get("kv_cache_quant_algo")):
             raise UnsupportedModel(
                 f"Model Optimizer's quant_algo {algorithm!r:.60} is not supported.",
                 hint=f"Supported: {', '.join(_ALGORITHMS)}.",
@@ -89,11 +93,20 @@ def _read(tensors: Tensors, rows: int, cols: int) -> Layout:
 
 def _fp8(tensors: Tensors, rows: int, cols: int) -> Layout:
     shape = tensors.stored("weight_scale").shape
+    if len(shape) == 4 and shape[1] == shape[3] == 1 and shape[0] and shape[2]:
+        given = small_floats.scales(tensors, "weight_scale", shape).reshape(shape[0], shape[2])
+        scale = np.repeat(given, _share(rows, shape[0]), axis=0)[:rows]
+        return small_floats.fp8(tensors, rows, cols, scale, min(_share(cols, shape[2]), cols))
     block = None
     if len(shape) == 2 and 1 < shape[0] < rows and shape[1]:
-        block = (-(-rows // shape[0]), -(-cols // shape[1]))
+        block = (_share(rows, shape[0]), _share(cols, shape[1]))
     scale, group = small_floats.spread(tensors, "weight_scale", rows, cols, block=block)
     return small_floats.fp8(tensors, rows, cols, scale, group)
+
+
+def _share(size: int, parts: int) -> int:
+    """Rows or columns of a block: 128, the last one cut short, where so many of these are there."""
+    return _BLOCK if -(-size // _BLOCK) == parts else -(-size // parts)
 
 
 def _int8(tensors: Tensors, rows: int, cols: int) -> Int8:

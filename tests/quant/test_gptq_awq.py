@@ -10,7 +10,7 @@ import pytest
 from held import Held
 
 from octavo.errors import CheckpointError, UnsupportedModel
-from octavo.ops.layouts import Int4Group, Layout
+from octavo.ops.layouts import Activation, Int4Group, Int8, Layout
 from octavo.quant.auto_round import auto_round
 from octavo.quant.awq import Awq
 from octavo.quant.format import Format, Tensors
@@ -104,6 +104,23 @@ def test_auto_round_is_one_of_the_two() -> None:
     same(read(auto_round({**config, "packing_format": "auto_round:auto_awq"}), tensors, 32, 64), values)
     with pytest.raises(UnsupportedModel, match="'triton'"):
         auto_round({**config, "packing_format": "auto_round:triton"})
+
+
+def test_auto_round_may_pack_as_compressed_tensors() -> None:
+    rng, config = np.random.default_rng(1), {"bits": 4, "group_size": 32, "data_type": "mx_fp"}
+    config |= {"packing_format": "auto_round:llm_compressor", "act_bits": 4, "act_data_type": "mx_fp"}
+    tensors, values = packers.fp4(rng, 32, 64, nv=False)
+    same(read(auto_round({**config, "extra_config": {"lm_head": {"bits": 16}}}), tensors, 32, 64), values)
+    tensors, values = packers.fp8(rng, 32, 64, scales="matrix")
+    static = {**config, "bits": 8, "group_size": -1, "packing_format": "auto_round:fp8_static"}
+    same(read(auto_round(static), tensors, 32, 64), values)
+    tensors, values = packers.int8(rng, 32, 64)
+    rounded = {**static, "act_bits": 8, "act_data_type": "int", "act_dynamic": True}
+    named = {**config, "packing_format": "llm_compressor", "extra_config": {"m": rounded}}
+    layout = read(auto_round(named), tensors, 32, 64)
+    same(layout, values)
+    assert isinstance(layout, Int8)
+    assert layout.activation == Activation(True)
 
 
 def test_few_bits_take_the_room_of_four() -> None:

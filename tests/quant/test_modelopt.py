@@ -49,6 +49,14 @@ def test_fp8() -> None:
 def test_fp8_by_block_and_by_row() -> None:
     tensors, values = packers.fp8(np.random.default_rng(1), 256, 384, scales="block", name="weight_scale")
     np.testing.assert_allclose(read("FP8_PB_WO", tensors, 256, 384).dequantize(), values, rtol=1e-6)
+    tensors["weight_scale"] = tensors["weight_scale"].reshape(2, 1, 3, 1)
+    np.testing.assert_allclose(read("fp8_pb_wo", tensors, 256, 384).dequantize(), values, rtol=1e-6)
+    tensors, values = packers.fp8(np.random.default_rng(1), 300, 400, scales="block", name="weight_scale")
+    for shape in ((3, 4), (3, 1, 4, 1)):
+        tensors["weight_scale"] = tensors["weight_scale"].reshape(shape)
+        np.testing.assert_allclose(read("FP8_PB_WO", tensors, 300, 400).dequantize(), values, rtol=1e-6)
+    with pytest.raises(CheckpointError, match=r"m.weight_scale .* shape \[2, 2, 3, 1\]"):
+        read("FP8_PB_WO", {**tensors, "weight_scale": np.ones((2, 2, 3, 1), np.float32)}, 300, 400)
     tensors, values = packers.fp8(np.random.default_rng(1), 24, 64, scales="row", name="weight_scale")
     tensors["weight_scale"] = tensors["weight_scale"].reshape(-1)
     found = read("FP8_PER_CHANNEL_PER_TOKEN", tensors, 24, 64)
