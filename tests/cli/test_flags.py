@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from octavo.config.engine import EngineConfig
+from octavo.config.flag_names import MULTI_NODE_COUNTS
 from octavo.config.flag_rules import RULES, Settings
 from octavo.config.flag_table import GROUPS
 from octavo.config.flags import Table, from_keywords, parse, read_config_file, resolve
@@ -48,6 +49,29 @@ def test_every_flag_of_vllm_parses(word: str, table: Table) -> None:
         assert [item.flag.name for item in parsed.given][-1] == "port", form
         assert not parsed.positionals, form
         resolve(parsed.given)
+
+
+AS_IT_IS = {"device=cpu", *(f"{word.split('#')[0]}=" for word in MULTI_NODE_COUNTS.split())}
+"""Ask for one of what there is one of."""
+
+
+@pytest.mark.parametrize("word", listed())
+def test_a_flag_has_an_effect_or_says_in_one_line_that_it_has_none(word: str, table: Table) -> None:
+    name, equals, value = word.rstrip("?").partition("=")
+    settings = settings_of(f"--{name} {value or 1}" if equals else f"--{name}", table)
+    effect = bool(settings.engine or settings.server or settings.cli)
+    if word in AS_IT_IS:
+        assert (effect, settings.notices) == (False, [])
+        return
+    assert effect != bool(settings.notices)
+    assert len(settings.notices) == (not effect)
+
+
+@pytest.mark.parametrize("word", MULTI_NODE_COUNTS.split())
+def test_more_than_one_machine_is_refused(word: str, table: Table) -> None:
+    name = word.split("#")[0]
+    with pytest.raises(ConfigError, match=f"--{name}: 2 is not possible here"):
+        settings_of(f"--{name} 2", table)
 
 
 def test_names_of_the_reference_page_are_all_known(table: Table) -> None:
