@@ -36,3 +36,10 @@ def adapter_of(wanted: LoRARequest | None, adapters: Adapters | None) -> Adapter
             param="lora_request",
         )
     return adapters.request(wanted)
+
+
+def adapters_of(paired: Sequence[LoRARequest | None], adapters: Adapters | None) -> list[Adapter | None]:
+    """The adapter of each; one that several prompts ask for is read once, also with load_inplace."""
+    different = {id(one): one for one in paired}
+    found = {key: adapter_of(one, adapters) for key, one in different.items()}
+    return [found[id(one)] for one in paired]

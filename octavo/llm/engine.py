@@ -98,7 +98,7 @@ class LLMEngine:
     def step(self) -> list[Output]:
         """One step of the engine: an output for each request that got something new, as its output_kind says.
 
-        A request that failed has the finish_reason ``error``.
+        A request that failed has the finish_reason ``error``, one of a model that pools the data None.
         """
         if not self._run.going:
             return []

@@ -10,7 +10,7 @@ import msgspec
 
 from octavo.collector import paused
 from octavo.errors import BadRequest, OctavoError
-from octavo.llm.adapters import Requests, adapter_of, pair_lora
+from octavo.llm.adapters import Requests, adapters_of, pair_lora
 from octavo.llm.args import keywords_of, settings_of
 from octavo.llm.collect import Collector, TokenBytes
 from octavo.llm.control import ControlCalls, Profile
@@ -243,6 +243,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         """What `generate` is asked for. Raises BadRequest."""
         wanted = as_prompts(prompts, prompt_token_ids)
         lora = pair_lora(lora_request, len(wanted))
+        adapters = adapters_of(lora, self._adapters)
         common = tokenization(tokenization_kwargs)
         chosen = self._chosen(sampling_params, len(wanted))
         jobs = [
@@ -253,11 +254,11 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
                 sampling=params,
                 priority=rank,
                 default_max_tokens=self.config.default_max_tokens,
-                adapter=adapter_of(adapter, self._adapters),
+                adapter=adapter,
                 **common,
             )
             for number, (prompt, params, rank, adapter) in enumerate(
-                zip(wanted, chosen, pair_priority(priority, len(wanted)), lora, strict=True)
+                zip(wanted, chosen, pair_priority(priority, len(wanted)), adapters, strict=True)
             )
         ]
         return jobs, lora
@@ -361,6 +362,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
         """What `chat` is asked for. Raises BadRequest."""
         conversations = as_conversations(messages)
         lora = pair_lora(lora_request, len(conversations))
+        adapters = adapters_of(lora, self._adapters)
         chosen = self._chosen(sampling_params, len(conversations))
         jobs = [
             job_of_chat(
@@ -370,10 +372,10 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
                 sampling=params,
                 priority=rank,
                 default_max_tokens=self.config.default_max_tokens,
-                adapter=adapter_of(adapter, self._adapters),
+                adapter=adapter,
             )
             for conversation, params, rank, adapter in zip(
-                conversations, chosen, pair_priority(priority, len(conversations)), lora, strict=True
+                conversations, chosen, pair_priority(priority, len(conversations)), adapters, strict=True
             )
         ]
         return jobs, lora
@@ -395,6 +397,7 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
 
         wanted = as_prompts(prompts)
         lora = pair_lora(lora_request, len(wanted))
+        adapters = adapters_of(lora, self._adapters)
         sampling = sampling_of(params)
         jobs = [
             job_of_prompt(
@@ -402,9 +405,9 @@ class LLM(PoolingCalls, WaitingCalls, ControlCalls):
                 f"Prompt {number}" if len(wanted) > 1 else "The prompt",
                 id=str(next(self._numbers)),
                 sampling=sampling,
-                adapter=adapter_of(adapter, self._adapters),
+                adapter=adapter,
             )
-            for number, (prompt, adapter) in enumerate(zip(wanted, lora, strict=True))
+            for number, (prompt, adapter) in enumerate(zip(wanted, adapters, strict=True))
         ]
         return search(jobs, lora, self._preparer, self._loop, self._token_bytes)
 

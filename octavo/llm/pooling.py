@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from octavo.errors import BadRequest, OctavoError
-from octavo.llm.adapters import Requests, adapter_of, pair_lora
+from octavo.llm.adapters import Requests, adapters_of, pair_lora
 from octavo.llm.inputs import Prompt, as_prompts, job_of_prompt
 from octavo.types.job import Job
 from octavo.types.pooling import (
@@ -68,7 +68,7 @@ class PoolingCalls:
         """
         wanted = as_prompts(prompts, prompt_token_ids)
         special, limit = pooling_tokenization(tokenization_kwargs, truncate_prompt_tokens)
-        lora = pair_lora(lora_request, len(wanted))
+        adapters = adapters_of(pair_lora(lora_request, len(wanted)), self._adapters)
         jobs = [
             job_of_prompt(
                 prompt,
@@ -76,11 +76,11 @@ class PoolingCalls:
                 id=str(next(self._numbers)),
                 sampling=SamplingParams(),
                 pooling=settled(params, pooling_task, limit),
-                adapter=adapter_of(adapter, self._adapters),
+                adapter=adapter,
                 add_special_tokens=special,
             )
             for number, (prompt, params, adapter) in enumerate(
-                zip(wanted, _paired(pooling_params, len(wanted)), lora, strict=True)
+                zip(wanted, _paired(pooling_params, len(wanted)), adapters, strict=True)
             )
         ]
         return self._pool(jobs, use_tqdm)
@@ -143,7 +143,7 @@ class PoolingCalls:
             )
         special, limit = pooling_tokenization(tokenization_kwargs, truncate_prompt_tokens)
         params = settled(pooling_params, "classify", limit)
-        adapters = [adapter_of(one, self._adapters) for one in pair_lora(lora_request, len(pairs))]
+        adapters = adapters_of(pair_lora(lora_request, len(pairs)), self._adapters)
         jobs = [
             Job(
                 id=str(next(self._numbers)),

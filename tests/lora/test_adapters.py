@@ -154,6 +154,22 @@ def test_cached_blocks_are_an_adapters_own(base: Path, tmp_path: Path) -> None:
     assert cached(LoRARequest("one", 1, str(adapter), load_inplace=True)) == 0
 
 
+def test_an_adapter_that_is_read_anew_is_read_once_for_all_prompts(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, path = make(base), str(write_adapter(tmp_path / "a", 1, 8, ALL))
+    read, reads = AdapterLoader.read, list[str]()
+
+    def counted(self: AdapterLoader, name: str, path: str) -> Any:
+        reads.append(name)
+        return read(self, name, path)
+
+    monkeypatch.setattr(AdapterLoader, "read", counted)
+    for count in (1, 2):
+        ask(llm, PROMPTS, LoRARequest("one", 1, path, load_inplace=True))
+        assert reads == ["one"] * count
+
+
 def test_more_adapters_than_places(base: Path, tmp_path: Path) -> None:
     """Four adapters through one place, in one call, and with so few blocks that sequences are preempted."""
     lora = [request(i, write_adapter(tmp_path / str(i), i, 4, ALL)) for i in range(1, 5)]
