@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from octavo.errors import BadRequest
+from octavo.errors import BadRequest, OctavoError
 from octavo.server.settings import ServerSettings
 
 INT32_MAX = 2**31 - 1
+_SALT_FORBIDS = "@/\\\0"
+_MAX_SALT_CHARS = 128
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 
@@ -26,7 +28,7 @@ def named_as(sent: str, here: str) -> Iterator[None]:
     """What is refused inside under the name `here` is told under the name that the client sent."""
     try:
         yield
-    except BadRequest as error:
+    except OctavoError as error:
         if error.param == here:
             error.param, error.message = sent, error.message.replace(here, sent, 1)
         raise
@@ -74,6 +76,18 @@ def _check_part(part: Any, where: str) -> None:
         raise BadRequest(f"{where} is of type {kind[:40]!r}, but this model takes text only.", param=where)
     if not isinstance(part.get("text", part.get("refusal")), str):
         raise BadRequest(f"{where} has no text.", param=f"{where}.text")
+
+
+def check_order(priority: int | None, cache_salt: str | None) -> None:
+    """When a request has its turn, and with whom it shares cached prompts. Raises BadRequest."""
+    if priority is not None and abs(priority) > INT32_MAX:
+        raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
+    if cache_salt is None:
+        return
+    if not 0 < len(cache_salt) <= _MAX_SALT_CHARS or any(char in _SALT_FORBIDS for char in cache_salt):
+        raise BadRequest(
+            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
+        )
 
 
 def check_effort(name: str, effort: str | None) -> None:

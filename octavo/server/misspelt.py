@@ -14,6 +14,19 @@ log = logger(__name__)
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _MOST_WARNED = 8
+_SAME = (
+    (
+        "max_completion_tokens",
+        "max_tokens",
+        "max_output_tokens",
+        "max_new_tokens",
+        "num_predict",
+        "n_predict",
+    ),
+    ("stop", "stop_sequences", "stop_strings"),
+    ("repetition_penalty", "repeat_penalty"),
+)
+"""Names that other APIs have for one thing."""
 
 
 def misspelt(body: dict[str, Any], kind: type[msgspec.Struct]) -> str | None:
@@ -28,7 +41,9 @@ def misspelt(body: dict[str, Any], kind: type[msgspec.Struct]) -> str | None:
         if len(key) > 64 or not key.isascii() or not key.isprintable():
             continue
         plain = _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
-        near = difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
+        others = next((group for group in _SAME if plain in group), ())
+        near = [name for name in others if name in known]
+        near = near or difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
         if near:
             found.append(f"unknown field '{key}' was ignored; did you mean '{near[0]}'?")
     if not found:

@@ -222,7 +222,10 @@ def test_two_requests_with_one_id_are_two_jobs(client: Any) -> None:
     assert first.id != second.id
 
 
-@pytest.mark.parametrize("key", ["max-tokens", "maxTokens", "temprature", "max_token"])
+@pytest.mark.parametrize(
+    "key",
+    ["max-tokens", "maxTokens", "temprature", "max_token", "max_new_tokens", "num_predict", "stop_sequences"],
+)
 def test_misspelt_fields_are_warned_about(client: Any, key: str) -> None:
     response = client.chat(**{key: 5})
     assert response.status_code == 200

@@ -345,6 +345,20 @@ def test_raw_messages(client: Any) -> None:
     assert reply["output_messages"][0]["type"] == "raw_message_tokens"
 
 
-def test_misspelt_fields_are_named(client: Any) -> None:
-    reply = ask(client, max_outputtokens=5)
+@pytest.mark.parametrize("name", ["max_outputtokens", "max_tokens", "max_completion_tokens"])
+def test_misspelt_fields_are_named(client: Any, name: str) -> None:
+    reply = ask(client, **{name: 5})
     assert "max_output_tokens" in reply.headers["x-octavo-warning"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"previous_response_id": "resp_x"}, "previous_response_id"),
+        ({"cache_salt": "a/b"}, "cache_salt"),
+        ({"priority": 2**31}, "priority"),
+    ],
+)
+def test_errors_name_the_field_that_was_sent(client: Any, fields: dict[str, Any], param: str) -> None:
+    assert ask(client, **fields).json()["error"]["param"] == param

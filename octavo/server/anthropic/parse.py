@@ -9,7 +9,7 @@ import msgspec
 from octavo.errors import BadRequest
 from octavo.server.anthropic.blocks import messages, system_text
 from octavo.server.anthropic.requests import CountRequest, MessagesRequest, check
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, check_order
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.types.job import ChatOptions, Job
@@ -30,6 +30,7 @@ def parse(body: MessagesRequest, state: State, name: str, model: str, salt: str)
     """The job. `max_tokens` over the context is cut to it. Raises BadRequest."""
     settings = state.settings
     prompt = prompt_of(body, settings)
+    check_order(body.priority, body.cache_salt)
     if body.max_tokens < 1:
         raise BadRequest(f"max_tokens is {body.max_tokens}, but must be at least 1.", param="max_tokens")
     at_most("stop_sequences", len(body.stop_sequences or ()), settings.max_stop_strings, "strings")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest
-from octavo.server.limits import INT32_MAX, at_most
+from octavo.server.limits import at_most, check_order
 from octavo.server.openai.forms import structured_outputs
 from octavo.server.openai.replies import CompletionDetails, PromptDetails, UsageInfo
 from octavo.server.openai.requests import NOT_YET, CommonRequest
@@ -16,9 +16,6 @@ from octavo.server.runs import Run, Usage
 from octavo.server.settings import ServerSettings
 from octavo.server.state import State
 from octavo.types.sampling import SamplingParams
-
-_SALT_FORBIDS = "@/\\\0"
-_MAX_SALT_CHARS = 128
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +56,7 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
     at_most("bad_words", len(body.bad_words or ()), settings.max_bad_words, "strings")
     at_most("logit_bias", len(body.logit_bias or ()), settings.max_listed_ids, "entries")
     at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_listed_ids, "ids")
-    check_priority(body.priority)
-    check_salt(body.cache_salt)
+    check_order(body.priority, body.cache_salt)
     if body.best_of is not None and body.best_of != (body.n or 1):
         if body.stream:
             raise BadRequest("best_of over n cannot be streamed.", hint="Use n alone.", param="best_of")
@@ -69,21 +65,6 @@ def check_ceilings(body: CommonRequest, settings: ServerSettings, prompts: int) 
     if body.stream_options is not None and not body.stream:
         raise BadRequest(
             "stream_options is only for streams.", hint='Add "stream": true.', param="stream_options"
-        )
-
-
-def check_priority(priority: int | None) -> None:
-    """Raises BadRequest for one that the engine cannot order by."""
-    if priority is not None and abs(priority) > INT32_MAX:
-        raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
-
-
-def check_salt(salt: str | None) -> None:
-    """Raises BadRequest for a cache_salt of odd characters or length."""
-    good = salt is None or (0 < len(salt) <= _MAX_SALT_CHARS and not any(c in _SALT_FORBIDS for c in salt))
-    if not good:
-        raise BadRequest(
-            "cache_salt must have 1 to 128 characters, none of them @, /, \\ or NUL.", param="cache_salt"
         )
 
 

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most, check_ids, named_as
+from octavo.server.limits import at_most, check_ids, check_order, named_as
 from octavo.server.misspelt import misspelt, warning_headers
-from octavo.server.openai.common import check_priority, check_salt, head, usage_info
+from octavo.server.openai.common import head, usage_info
 from octavo.server.openai.replies import UsageInfo
 from octavo.server.runs import Run, collect
 from octavo.server.state import State
@@ -117,8 +117,7 @@ def _check(body: ScoringRequest, state: State) -> None:
     at_most("items", len(body.items), state.settings.max_prompts, "items")
     at_most("label_token_ids", len(body.label_token_ids), MAX_LOGPROB_IDS, "ids")
     check_ids("label_token_ids", body.label_token_ids)
-    check_priority(body.priority)
-    check_salt(body.cache_salt)
+    check_order(body.priority, body.cache_salt)
 
 
 async def _prompts(body: ScoringRequest, state: State) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from octavo.errors import BadRequest, Unavailable
 from octavo.server.hub import PoolerInfo
-from octavo.server.limits import INT32_MAX, at_most, check_ids, check_messages, check_template
+from octavo.server.limits import at_most, check_ids, check_messages, check_order, check_template
 from octavo.server.pooling.bodies import InputBody, PoolingBody, PoolingUsage
 from octavo.server.runs import Run, Usage
 from octavo.server.state import State
@@ -33,8 +33,7 @@ class Work:
         self.usage = Usage(0)
         self._body = body
         self._salt = salted(request, body.cache_salt)
-        if body.priority is not None and abs(body.priority) > INT32_MAX:
-            raise BadRequest("priority must be in -2^31+1..2^31-1.", param="priority")
+        check_order(body.priority, body.cache_salt)
         if body.truncation_side not in (None, "right"):
             raise BadRequest(
                 "truncation_side must be 'right': texts are cut at their end.", param="truncation_side"

@@ -19,7 +19,7 @@ from octavo.log import logger
 from octavo.server.database import Database
 from octavo.server.errors import describe
 from octavo.server.guard import lasting_tenant
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, named_as
 from octavo.server.misspelt import misspelt, warning_headers
 from octavo.server.openai.common import head
 from octavo.server.openai.logprobs import Speller
@@ -130,7 +130,8 @@ class Door:
         model, adapter = state.choose(body.model)
         if isinstance(body.input, list):
             at_most("input", len(body.input), state.settings.max_messages, "items")
-        name, before, given, tenant = await asyncio.to_thread(self._look_up, request, body)
+        with named_as("previous_response_id", "response_id"):
+            name, before, given, tenant = await asyncio.to_thread(self._look_up, request, body)
         top = msgspec.structs.replace(head("resp", name, model), id=f"resp_{name}")
         job = parse(body, state, top, salted(request, body.cache_salt), (*before, *given))
         job = msgspec.structs.replace(job, adapter=adapter)

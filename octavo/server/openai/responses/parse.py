@@ -33,11 +33,14 @@ def parse(body: ResponsesRequest, state: State, head: Head, salt: str, items: Se
     at_most("input", len(items), state.settings.max_messages, "items")
     tools = function_tools(body)
     choice, name, tools = choose(body, tools)
+    asked = tuple(messages(items, body.instructions))
+    if not asked:
+        raise BadRequest("input is empty.", hint="Send text or items.", param="input")
     hidden = choice == "none" and state.settings.exclude_tools_when_none
     return Job(
         id=head.id,
         sampling=sampling(body, state),
-        messages=tuple(messages(items, body.instructions)),
+        messages=asked,
         chat=ChatOptions(
             tools=None if hidden else tuple(_shown(tool) for tool in tools) or None,
             kwargs=_kwargs(body),

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from octavo.errors import BadRequest
-from octavo.server.limits import at_most
+from octavo.server.limits import at_most, check_order
 from octavo.server.openai.requests import SharedRequest
 from octavo.server.settings import ServerSettings
 
@@ -119,6 +119,7 @@ def check(body: ResponsesRequest, settings: ServerSettings) -> None:
     at_most("logit_bias", len(body.logit_bias or ()), settings.max_listed_ids, "entries")
     at_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_listed_ids, "ids")
     at_most("tools", len(body.tools or ()), settings.max_tools, "tools")
+    check_order(body.priority, body.cache_salt)
     _check_metadata(body.metadata or {})
 
 
