@@ -221,9 +221,9 @@ class SamplingParams(msgspec.Struct, repr_omit_defaults=True):
         if self.logit_bias is not None:
             self.logit_bias = _bias(self.logit_bias)
         self._verify_logprob_ids()
-        for function in self.logits_processors or ():
-            if not callable(function):
-                _refuse("logits_processors", function, "a list of functions")
+        processors = self.logits_processors or []
+        if not isinstance(processors, list) or not all(map(callable, processors)):
+            _refuse("logits_processors", processors, "a list of functions")
 
     def _verify_logprob_ids(self) -> None:
         """The tokens whose log-probabilities are wanted by name, and where those of the prompt begin."""

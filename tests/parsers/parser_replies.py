@@ -76,16 +76,19 @@ class Reply:
 
     def __init__(self, form: ReplyFormat, ask: Ask, pieces: list[str], cut: bool = False) -> None:
         parser = ReplyParser(form, ask)
-        self.text = self.reasoning = ""
+        parts = [*(parser.push(piece) for piece in pieces), parser.finish()]
+        self.text = "".join(parsed.text for parsed in parts)
+        self.reasoning = "".join(parsed.reasoning for parsed in parts)
         self.calls: list[dict[str, str]] = []
-        for parsed in [*(parser.push(piece) for piece in pieces), parser.finish(cut=cut)]:
-            self.text += parsed.text
-            self.reasoning += parsed.reasoning
-            for piece in parsed.calls:
-                if piece.name:
-                    assert piece.index == len(self.calls)
-                    self.calls.append({"id": piece.id, "name": piece.name, "arguments": ""})
-                self.calls[piece.index]["arguments"] += piece.arguments
+        arguments: list[list[str]] = []
+        for piece in (piece for parsed in parts for piece in parsed.calls):
+            if piece.name:
+                assert piece.index == len(self.calls)
+                self.calls.append({"id": piece.id, "name": piece.name})
+                arguments.append([])
+            arguments[piece.index].append(piece.arguments)
+        for call, texts in zip(self.calls, arguments, strict=True):
+            call["arguments"] = "".join(texts)
 
     @property
     def all(self) -> tuple[Any, ...]:
