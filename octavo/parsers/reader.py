@@ -15,6 +15,8 @@ Steps = Generator[None, None, T]
 """A piece of a parser: yields when it needs more text, returns its answer."""
 
 _SPACE = re.compile(r"\s*")
+_MAX_SPACES = 4096
+"""Behind a longer run of white space nothing belongs to what stood before it."""
 
 
 class Broken(Exception):
@@ -31,11 +33,14 @@ class Marks:
         self._firsts = frozenset(mark[0] for mark in self.marks)
         self._reach = max((len(mark) for mark in self.marks), default=1) - 1
 
-    def find(self, text: str, at: int, ended: bool) -> tuple[int, str | None]:
+    def find(self, text: str, at: int, ended: bool, limit: int | None = None) -> tuple[int, str | None]:
         """(place, mark) of the first mark from `at` on; (place, None) when there is none before `place`,
         where the text ends or something begins that may still become a mark.
+
+        `limit`: one that begins more than so many characters behind `at` need not be found.
         """
-        found = self._pattern.search(text, at)
+        end = len(text) if limit is None else at + limit + self._reach + 1
+        found = self._pattern.search(text, at, end)
         undecided = len(text) if ended else self._undecided(text, at)
         if found is not None and (ended or found.start() < undecided):
             return found.start(), found.group()
@@ -117,8 +122,13 @@ class Reader:
 
     def scrap(self, *marks: str) -> Steps[None]:
         """Skip the half of one of `marks` in which a reply was cut."""
+        longest = max(map(len, marks), default=0)
         while True:
-            rest = self.text[self.at :].lstrip()
+            found = _SPACE.match(self.text, self.at)
+            start = found.end() if found is not None else self.at
+            rest = self.text[start : start + longest]
+            if start - self.at > _MAX_SPACES:
+                return
             if not any(len(rest) < len(mark) and mark.startswith(rest) for mark in marks):
                 return
             if self.ended:
@@ -170,7 +180,7 @@ class Reader:
         parts: list[str] = []
         size = 0
         while True:
-            place, mark = marks.find(self.text, self.at, self.ended)
+            place, mark = marks.find(self.text, self.at, self.ended, limit - size)
             parts.append(self.take(min(place, self.at + limit - size)))
             size += len(parts[-1])
             if self.at < place or (mark is None and self.ended):

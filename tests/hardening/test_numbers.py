@@ -44,6 +44,8 @@ BASES: dict[str, dict[str, Any]] = {
     "/classify": {"input": "x"},
     "/score": {"text_1": "x", "text_2": "y"},
     "/rerank": {"query": "x", "documents": ["y"]},
+    "/generative_scoring": {"query": "x", "items": ["y"], "label_token_ids": [1, 2]},
+    "/abort_requests": {"request_ids": ["x"]},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
     "/generate": {"prompt": "x", "max_tokens": 2},

@@ -62,14 +62,11 @@ def fuzz(count: int, seed: int) -> None:
             forced=forced,
             only_calls=forced is None and rng.random() < 0.2,
         )
-        whole = Reply(form, ask, [text])
+        at_limit = rng.random() < 0.3
+        whole = Reply(form, ask, [text], at_limit)
         for pieces in (cut(text, rng), list(text)):
-            assert Reply(form, ask, pieces).all == whole.all, (
-                form.tool_name,
-                form.reasoning_name,
-                ask,
-                pieces,
-            )
+            where = form.tool_name, form.reasoning_name, ask, pieces, at_limit
+            assert Reply(form, ask, pieces, at_limit).all == whole.all, where
 
 
 def repeated(name: str) -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ class Reply:
 
     def __init__(self, form: ReplyFormat, ask: Ask, pieces: list[str], cut: bool = False) -> None:
         parser = ReplyParser(form, ask)
-        parts = [*(parser.push(piece) for piece in pieces), parser.finish()]
+        parts = [*(parser.push(piece) for piece in pieces), parser.finish(cut=cut)]
         self.text = "".join(parsed.text for parsed in parts)
         self.reasoning = "".join(parsed.reasoning for parsed in parts)
         self.calls: list[dict[str, str]] = []

@@ -350,3 +350,24 @@ def test_time_is_linear(name: str) -> None:
             small = min(seconds(begin, unit, whole, 600) for _ in range(3))
             limit = 64 * max(small, 0.0002)
             assert any(seconds(begin, unit, whole, 9600) < limit for _ in range(5)), (begin, unit, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "begin", "unit", "step"),
+    [
+        ("deepseek_v32", "", '<｜DSML｜invoke name="', 1 << 20),
+        ("minimax_m2", "", "<minimax:tool_call>\n", 1 << 20),
+        ("hermes", ONE_CALL["hermes"], " ", 8),
+    ],
+)
+def test_time_is_linear_in_long_texts(name: str, begin: str, unit: str, step: int) -> None:
+    """Searching and copying are so fast that only long texts show when they are done too often."""
+
+    def seconds(size: int) -> float:
+        text = begin + unit * (size // len(unit))
+        start = time.thread_time()
+        Reply(form_of(name), Ask(tools=OFFERED), [text[i : i + step] for i in range(0, len(text), step)])
+        return time.thread_time() - start
+
+    limit = 64 * max(min(seconds(60_000) for _ in range(3)), 0.002)
+    assert any(seconds(960_000) < limit for _ in range(5))
