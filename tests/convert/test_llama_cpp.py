@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
+import httpx
 import numpy as np
 import pytest
-from family_cases import Case, make
+from family_cases import CASES, Case, make
 from test_roundtrip import with_tokenizer
 
 from octavo.build.source import open_source
@@ -25,6 +33,30 @@ pytestmark = [
     pytest.mark.skipif(not (PROGRAMS / "llama-bench").is_file(), reason="OCTAVO_LLAMA_CPP is not set"),
     pytest.mark.skipif(not STORIES.is_dir(), reason="no shared data"),
 ]
+
+TOKENIZER = STORIES.parents[2] / "oracles/tokenizer"
+COMPUTED = (
+    "llama",
+    "llama-tied-biased",
+    "llama-head80",
+    "llama-linear",
+    "llama-llama3",
+    "llama-yarn",
+    "qwen2",
+    "qwen3",
+    "mistral-full",
+    "phi3-partial",
+    "gemma-says-gelu",
+    "granite",
+    "stablelm",
+    "stablelm-parallel",
+    "cohere",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3-moe",
+    "gpt2",
+)
+"""Families and variants that llama.cpp computes as transformers does; of the others `convert` warns."""
 
 
 def run(program: str, *words: str) -> None:
@@ -85,3 +117,58 @@ def types(file: GgufFile) -> dict[str, str]:
 def dequantized(file: GgufFile, name: str) -> np.ndarray:
     kind = gguf.GGMLQuantizationType[file.entries[name].type.name]
     return gguf.dequantize(file.raw(name), kind)
+
+
+@contextmanager
+def llama_server(file: Path, tmp_path: Path) -> Iterator[httpx.Client]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["-m", str(file), "-c", "256", "-t", "2", "-np", "1", "--no-warmup", "-fa", "off"]
+    words += ["-ctk", "f32", "-ctv", "f32", "--port", port]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen([PROGRAMS / "llama-server", *words], stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            wait_for(client, server, tmp_path / "server.log")
+            yield client
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_for(client: httpx.Client, server: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+    raise AssertionError(log.read_text()[-2000:])
+
+
+@pytest.mark.skipif(not (PROGRAMS / "llama-server").is_file(), reason="there is no llama-server")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_llama_cpp_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    import torch
+
+    case = next(case for case in CASES if case.name == name)
+    made = make(replace(case, config={**case.config, "vocab_size": 1258}), tmp_path)
+    for file in TOKENIZER.iterdir():
+        shutil.copy(file, made.folder)
+    convert(made.folder, tmp_path / "model.gguf", "f32")
+    model, compared = made.model.float().eval(), 0
+    with llama_server(tmp_path / "model.gguf", tmp_path) as client:
+        for length in (4, 7, 20, 40, 60):
+            ids = [int(i) for i in np.random.default_rng(length).integers(0, 1000, length)]
+            asked: dict[str, Any] = {"prompt": ids, "n_predict": 1, "n_probs": 10, "temperature": -1}
+            reply = client.post("/completion", json={**asked, "cache_prompt": False}).json()
+            if "completion_probabilities" not in reply:  # it ends at once where a special token is the best
+                continue
+            with torch.no_grad():
+                wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            for found in reply["completion_probabilities"][0]["top_logprobs"]:
+                assert abs(found["logprob"] - float(wanted[found["id"]])) < 0.02
+            compared += 1
+    assert compared
