@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -332,6 +333,14 @@ def test_docs_page_needs_no_other_host(client: Any) -> None:
     assert response.headers["content-type"].startswith("text/html")
     assert "//" not in response.text.replace("<!doctype", ""), "no address of another host, no comment"
     assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_examples_of_the_page_are_of_routes(client: Any) -> None:
+    page = client.get("/docs").text
+    examples = page[page.index("const EXAMPLES") : page.index("const BASE")]
+    paths = re.findall(r'^  "(/[^"]+)":', examples, re.MULTILINE)
+    assert len(paths) > 10
+    assert set(paths) <= set(client.get("/openapi.json").json()["paths"])
 
 
 HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
