@@ -250,12 +250,17 @@ def _decide(config: EngineConfig) -> _Plan:
 def _folder(config: EngineConfig) -> Path:
     if config.model is None:
         return POCKET
+    files = TEXT_FILES if config.load_format == "dummy" else None
+    return _resolved(config, config.model, config.revision, files)
+
+
+def _resolved(config: EngineConfig, name: str, revision: str | None, files: tuple[str, ...] | None) -> Path:
     return resolve_model(
-        config.model,
-        revision=config.revision,
+        name,
+        revision=revision,
         download_dir=config.download_dir,
         hf_token=config.hf_token,
-        allow_patterns=TEXT_FILES if config.load_format == "dummy" else None,
+        allow_patterns=files,
         quiet=config.quiet,
     )
 
@@ -399,10 +404,8 @@ class _Progress:
 
 
 def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
-    ropes = [
-        value for _, layer in plan.decoder.walk() for value in vars(layer).values() if isinstance(value, Rope)
-    ]
-    switches = [rope.switch_tokens for rope in ropes if rope.switch_tokens is not None]
+    parts = (part for _, layer in plan.decoder.walk() for part in vars(layer).values())
+    switches = [one.switch_tokens for one in parts if isinstance(one, Rope) and one.switch_tokens is not None]
     return EngineSettings(
         max_model_len=plan.limits.max_model_len,
         max_num_seqs=plan.limits.sequences,
@@ -422,30 +425,11 @@ def _settings(config: EngineConfig, plan: _Plan) -> EngineSettings:
 
 
 def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) -> Preparer:
-    tokenizer_folder: Path | None = plan.folder
-    gguf = plan.checkpoint if isinstance(plan.checkpoint, GgufCheckpoint) else None
-    if config.tokenizer is not None:
-        tokenizer_folder = resolve_model(
-            config.tokenizer,
-            revision=config.tokenizer_revision,
-            download_dir=config.download_dir,
-            hf_token=config.hf_token,
-            allow_patterns=TEXT_FILES,
-            quiet=config.quiet,
-        )
-    tokenizer: Tokenizer | None = None
-    template: ChatTemplate | None = None
-    if not config.skip_tokenizer_init:
-        if gguf and config.tokenizer is None:
-            tokenizer_folder = None
-            where = str(gguf.path)
-            tokenizer = gguf_tokenizer(gguf.metadata, where, add_bos_token=config.add_bos_token)
-        else:
-            tokenizer = Tokenizer.load(tokenizer_folder or "", add_bos_token=config.add_bos_token)
-        seconds = read_environment().template_timeout_s
-        template = load_template(tokenizer_folder, tokenizer, config.chat_template, seconds=seconds)
+    tokenizer, template = _tokenizer(config, plan)
     generation = load_generation_config(
-        config.generation_config, None if gguf else plan.folder, config.override_generation_config
+        config.generation_config,
+        None if isinstance(plan.checkpoint, GgufCheckpoint) else plan.folder,
+        config.override_generation_config,
     )
     names = tuple(served_names) or (config.model or "pocket",)
     info = ModelInfo(
@@ -474,16 +458,28 @@ def _preparer(config: EngineConfig, plan: _Plan, served_names: Sequence[str]) ->
     )
 
 
+def _tokenizer(config: EngineConfig, plan: _Plan) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    if config.skip_tokenizer_init:
+        return None, None
+    named, gguf, bos = config.tokenizer, plan.checkpoint, config.add_bos_token
+    folder: Path | None = None
+    if named is None and isinstance(gguf, GgufCheckpoint):
+        tokenizer = gguf_tokenizer(gguf.metadata, str(gguf.path), add_bos_token=bos)
+    else:
+        folder = plan.folder
+        if named is not None:
+            folder = _resolved(config, named, config.tokenizer_revision, TEXT_FILES)
+        tokenizer = Tokenizer.load(folder, add_bos_token=bos)
+    seconds = read_environment().template_timeout_s
+    return tokenizer, load_template(folder, tokenizer, config.chat_template, seconds=seconds)
+
+
 def _reply_format(config: EngineConfig, template: ChatTemplate | None) -> ReplyFormat:
-    form = reply_format(
-        config.tool_call_parser, config.reasoning_parser, template.text if template is not None else None
-    )
+    text = template.text if template is not None else None
+    form = reply_format(config.tool_call_parser, config.reasoning_parser, text)
     if form.tool_name or form.reasoning_name:
-        log.info(
-            "Replies: tool calls as %s, reasoning as %s",
-            form.tool_name or "none",
-            form.reasoning_name or "none",
-        )
+        names = form.tool_name or "none", form.reasoning_name or "none"
+        log.info("Replies: tool calls as %s, reasoning as %s", *names)
     return form
 
 
