@@ -42,7 +42,7 @@ def misspelt(body: dict[str, Any], kind: type[msgspec.Struct]) -> str | None:
             continue
         plain = _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
         others = next((group for group in _SAME if plain in group), ())
-        near = [name for name in others if name in known]
+        near = [name for name in (plain, *others) if name in known]
         near = near or difflib.get_close_matches(plain, known, n=1, cutoff=0.85)
         if near:
             found.append(f"unknown field '{key}' was ignored; did you mean '{near[0]}'?")
