@@ -97,11 +97,14 @@ class Run:
         """A run whose jobs are all accepted. `path`: of the door, for the metrics. Raises OctavoError."""
         await state.going()
         run = cls(state, jobs, path, streaming)
+        state.starting += 1
         try:
             await run._submit()
         except BaseException as error:
             await run.close(type(error).__name__)
             raise
+        finally:
+            state.starting -= 1
         return run
 
     @property

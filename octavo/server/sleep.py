@@ -93,7 +93,7 @@ async def _sleep(request: Request, state: State) -> Response:
     _choice(request, "level", _LEVELS)
     service = state.loaded
     state.asleep = True
-    await _idle(service)
+    await _idle(state, service)
     service.rest()
     log.info("Asleep: new requests are refused until POST /wake_up; the KV cache's memory is given back")
     return Response()
@@ -104,18 +104,21 @@ async def _pause(request: Request, state: State) -> Response:
     mode = _choice(request, "mode", _MODES)
     service = state.loaded
     state.pause()
-    if mode == "abort":
-        state.abort()
-    await _idle(service)
+    await _idle(state, service, abort=mode == "abort")
     if request.query_params.get("clear_cache", "").lower() not in _NO:
         service.reset_prefix_cache()
     log.info("Paused: new requests wait until POST /resume")
     return reply({"status": "paused"})
 
 
-async def _idle(service: Hub) -> None:
-    """Return when the engine has nothing to do."""
-    while (stats := service.stats()).running + stats.waiting:
+async def _idle(state: State, service: Hub, *, abort: bool = False) -> None:
+    """Return when the engine has nothing to do and nothing is on its way to it; `abort` ends what has."""
+    while True:
+        if abort:
+            state.abort()
+        stats = service.stats()
+        if not state.starting + stats.running + stats.waiting:
+            return
         await asyncio.sleep(_LOOK_S)
 
 

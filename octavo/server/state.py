@@ -34,6 +34,8 @@ class State:
         """Whether new requests are refused until somebody wakes the server."""
         self.live: set[tuple[str, str]] = set()
         """(id of the request, id of a job of its) of all that is at work."""
+        self.starting = 0
+        """Requests that are being made ready for the engine, which knows nothing of them yet."""
         self._going = asyncio.Event()
         self._going.set()
         self.inner: ASGIApp | None = None

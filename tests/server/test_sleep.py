@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import httpx
@@ -109,6 +110,39 @@ def test_a_pause_holds_new_requests_back(mode: str) -> None:
 
     with Running(fake, dev_mode=True) as server:
         asyncio.run(go(server.url))  # and it stops, though it is paused
+
+
+@pytest.mark.parametrize("mode", ["abort", "wait"])
+def test_a_pause_knows_of_requests_on_their_way(mode: str) -> None:
+    from fake_service import FakeService
+
+    fake = FakeService()
+    ready, submit, begun = asyncio.Event(), fake.submit, threading.Event()
+
+    async def slowly(job: Any) -> Any:
+        begun.set()
+        await ready.wait()
+        return await submit(job)
+
+    fake.submit = slowly  # type: ignore[method-assign]
+
+    async def go(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
+            coming = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
+            while not begun.is_set():
+                await asyncio.sleep(0.001)
+            pausing = asyncio.create_task(http.post("/pause", params={"mode": mode}))
+            while not (await http.get("/is_paused")).json()["is_paused"]:
+                pass
+            assert not pausing.done()
+            server._loop.call_soon_threadsafe(ready.set)
+            await pausing
+            assert fake.live == set()
+            ended = (await coming).json()["choices"][0]["finish_reason"]
+            assert ended in {"abort": ("abort", "stop"), "wait": ("stop",)}[mode]
+
+    with Running(fake, dev_mode=True) as server:
+        asyncio.run(go(server.url))
 
 
 @pytest.mark.parametrize("names", [["chatcmpl-mine"], ["mine"], None])
