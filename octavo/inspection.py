@@ -248,9 +248,11 @@ def _quantization(config: object, method: str = "") -> str | None:
         return None
     words = [method or str(config.get("quant_method") or "quantized")[:40]]
     groups = config.get("config_groups")
-    inner: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
-    weights = inner.get("weights") if isinstance(inner, dict) else None
-    said = weights if isinstance(weights, dict) else _inner(config)
+    found = list(groups.values()) if isinstance(groups, dict) else []
+    kinds = [group["weights"] for group in found if isinstance(group, dict) and group.get("weights")]
+    if any(kind != kinds[0] for kind in kinds):
+        return f"{words[0]}, mixed"
+    said = kinds[0] if kinds and isinstance(kinds[0], dict) else _inner(config)
     kind = said.get("quant_algo") or said.get("_type")
     if isinstance(kind, str):
         words.append(kind[:60])

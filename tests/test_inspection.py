@@ -221,6 +221,17 @@ FORMATS: dict[str, tuple[dict[str, Any], str]] = {
         {"quantization": {"quant_algo": "NVFP4", "group_size": 16}},
         "modelopt, NVFP4, groups of 16",
     ),
+    "compressed-tensors": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "a": {"targets": ["re:.*mlp.*"], "weights": {"num_bits": 4, "group_size": 32}},
+                "b": {"targets": ["Linear"], "weights": {"num_bits": 8}},
+                "c": {"targets": ["Embedding"], "weights": None},
+            },
+        },
+        "compressed-tensors, mixed",
+    ),
     "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq, 4 bits, groups of 128"),
 }
 
