@@ -11,6 +11,7 @@ import pytest
 from lora_cases import F32, PROMPTS, ask, make, request, values
 from safetensors.numpy import save_file
 
+from octavo import SamplingParams
 from octavo.build.load import load
 from octavo.build.outline import outline
 from octavo.config.engine import EngineConfig
@@ -85,3 +86,28 @@ def test_like_the_same_numbers_as_floats(name: str, tmp_path: Path) -> None:
         not np.allclose(values(a)[1][0], values(b)[1][0], atol=0.01) for a, b in zip(given, own, strict=True)
     ]
     assert moved == [True, True, False, True]
+
+
+STORIES = ORACLES.parent / "data/weights"
+
+
+@pytest.mark.parametrize(
+    "base", ["", "stories260k-F32.gguf", "stories260k-F16.gguf", "stories260k-Q8_0.gguf"]
+)
+def test_a_trained_adapter(base: str) -> None:
+    """Its training's own answer, from the checkpoint and from GGUF, where rows stand elsewhere."""
+    folder = STORIES / "stories260k-lora-shakespeare"
+    if not folder.is_dir():
+        pytest.skip("no shared data")
+    expected = json.loads((folder / "expected.json").read_text())["greedy"]
+    llm = make(STORIES / "stories260k" / base, max_model_len=256, activation_dtype="fp32")
+    wanted = expected["output_ids"]
+    params = SamplingParams(temperature=0, max_tokens=len(wanted), ignore_eos=True, detokenize=False)
+    prompt = {"prompt_token_ids": expected["prompt_ids"]}
+    answers = [llm.generate(prompt, params, lora_request=lora)[0] for lora in (request(1, folder), None)]
+    given, own = (list(answer.outputs[0].token_ids) for answer in answers)
+    assert own != wanted
+    if base.endswith("Q8_0.gguf"):  # other numbers, so that a near tie may fall otherwise
+        assert given[:8] == wanted[:8]
+    else:
+        assert given == wanted
