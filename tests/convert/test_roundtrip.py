@@ -114,7 +114,8 @@ def test_what_llama_cpp_does_not_load_gets_a_warning(
 
 QUANTIZED = {"q8_0": 0.06, "q6_k": 0.2, "q5_1": 0.35, "q5_0": 0.4, "q4_1": 0.65, "q4_0": 0.7, "iq4_nl": 0.65,
              "iq4_xs": 0.65,
-             "q3_k_m": 1.0, "q2_k": 1.6, "q4_k_m": 0.65, "q5_k_m": 0.3, "f16": 2e-3, "bf16": 0.03}  # fmt: skip
+             "q3_k_m": 1.0, "q2_k": 1.6,
+             "q4_k_m": 0.65, "q5_k_m": 0.3, "f16": 2e-3, "bf16": 0.03}  # fmt: skip
 """Largest share of the logits' deviation that rounding may cost: half as much again as measured. Weights of
 noise lose more than trained ones."""
 
