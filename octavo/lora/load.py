@@ -31,8 +31,10 @@ log = logger(__name__)
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 _DOWNLOAD = (peft.FILE, *_WEIGHTS)
-_WRAPS = r"(?:(?:base_model\.model|_orig_mod|module)\.)*"
-"""PEFT's name for what it wraps, torch.compile's and DistributedDataParallel's; one wrap may hold another."""
+_WRAPS = r"(?:(?:base_model\.model|_orig_mod|module)\.){0,4}"
+"""PEFT's name for what it wraps, torch.compile's and DistributedDataParallel's; one wrap may hold another.
+There is an end to them, so that a name made for it does not take long.
+"""
 _ROOT = rf"{_WRAPS}(?P<module>.+?)"
 _TENSORS: tuple[tuple[str, str | None, re.Pattern[str]], ...] = (
     ("linear", None, re.compile(rf"{_ROOT}\.lora_(?P<side>[AB])(?:\.[^.]+)?\.weight")),
