@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import tracemalloc
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from octavo.config.model_path import gguf_in
 from octavo.convert.gguf_file import Metadata, Tensor, Value, write_gguf
@@ -207,21 +204,3 @@ def test_every_truncation(tmp_path: Path) -> None:
     for length in range(1, len(raw) - DATA[0].nbytes % 32, 7):
         path.write_bytes(raw[:length])
         refused(path, "truncated|lacks")
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.tuples(st.integers(0, 700), st.binary(min_size=1, max_size=8)), max_size=4))
-def test_fuzz(tmp_path: Path, cuts: list[tuple[int, bytes]]) -> None:
-    """Bytes changed anywhere in the header: read or refused, never anything else."""
-    path = tmp_path / "fuzz.gguf"
-    if not path.exists():
-        written(path)
-    raw = bytearray(path.read_bytes())
-    for at, change in cuts:
-        raw[at : at + len(change)] = change
-    other = tmp_path / "fuzzed.gguf"
-    other.write_bytes(raw)
-    with contextlib.suppress(OctavoError):
-        checkpoint = open_gguf(other)
-        for name in checkpoint.names():
-            checkpoint.get(name)
