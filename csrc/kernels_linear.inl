@@ -3,15 +3,17 @@
 // Every (token, output row) is two chains, over even and odd k (or pairs of k), added at the end: the same
 // order whatever the number of tokens, so that an answer does not depend on the batch.
 
+constexpr int kMiddling = 8;  // rows of a panel where there are some
+
 // The rows of a product of dense weights. Those of one panel wait for each line of weights; where there is enough to
 // compute, two or more panels of middling height have the next tile fetched meanwhile.
 inline Panels dense_panels(int64_t n) {
-  constexpr int64_t few = 4, some = 64, middling = 8;
+  constexpr int64_t few = 4, some = 64;
   if (n <= few || n > some) return {n, kRows};
-  return {n, std::min<int64_t>({kRows, middling, (n + 1) / 2})};
+  return {n, std::min<int64_t>({kRows, kMiddling, (n + 1) / 2})};
 }
 
-// Row `row` of `rows`, as linear_tile_dot reads it: panels of [pairs of columns, rows], the odd column with a zero.
+// Row `row` of `rows`, as dot_tile reads it: panels of [pairs of columns, rows], the odd column with a zero.
 void round_bf16(const float* in, int64_t n, uint16_t* out, int64_t rows, int64_t row) {
   const Panels panels = dense_panels(rows);
   const int64_t panel_index = panels.of(row), first = panels.first(panel_index), height = panels.rows(panel_index);
@@ -75,30 +77,62 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t tile, Ahead ahead, in
 }
 
 #if OCTAVO_BF16_DOT
-// Two bf16 products a lane and instruction (vdpbf16ps), float32 sums.
-template <int M>
-void linear_tile_dot(const LinearArgs& a, int64_t row, int64_t tile, Ahead ahead, int64_t fetched) {
-  const char* w = static_cast<const char*>(a.weight.data) + tile * a.weight.tile_bytes();
-  const int64_t pairs = (a.weight.cols + 1) / 2;
-  const uint16_t* x = a.x_bf16 + row * pairs * 2;
-  Vec s0[M], s1[M];
-  for (int m = 0; m < M; ++m) s0[m] = s1[m] = zero();
+// A register tile of bf16 products: some rows of a panel by W tiles of weights `stride` bytes apart (the last one
+// alone: 0).
+struct DotTask {
+  const LinearArgs& a;
+  const char* data;   // of the first tile
+  const uint16_t* x;  // the rows' first pair in their panel
+  int64_t row, height, tile;
+  size_t stride;
+  Ahead ahead;  // what is fetched meanwhile: `lines` lines, `step` bytes apart, every four columns
+  int lines;
+  int64_t step;
+};
+
+// Two bf16 products a lane and instruction (vdpbf16ps), float32 sums. Two tiles side by side halve the loads of inputs,
+// of which a processor with two such products a cycle would wait for.
+template <int M, int W>
+__attribute__((noinline)) void dot_tile(const DotTask& task) {
+  const int64_t pairs = (task.a.weight.cols + 1) / 2, height = 2 * task.height;
+  const char* w = task.data;
+  const uint16_t* x = task.x;
+  Ahead ahead = task.ahead;
+  Vec even_sum[M * W], odd_sum[M * W];
+  clear<M * W>(even_sum);
+  clear<M * W>(odd_sum);
+  const auto add = [&](int64_t at, const uint16_t* inputs, Vec* sums) {
+    __m512bh weights[W];
+#pragma GCC unroll 2
+    for (int t = 0; t < W; ++t)
+      weights[t] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + task.stride * static_cast<size_t>(t) + at));
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+      for (int t = 0; t < W; ++t) sums[m * W + t] = dot_pairs(sums[m * W + t], weights[t], inputs + 2 * m);
+  };
   int64_t p = 0;
-  for (; p + 1 < pairs; p += 2, w += 128, x += 4 * M) {
-    if (fetched == 128) ahead.fetch<true>(2, 128);
-    else ahead.fetch<false>(2, fetched);
-    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-    const auto w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + 64));
-    for (int m = 0; m < M; ++m) {
-      s0[m] = dot_pairs(s0[m], w0, x + 2 * m);
-      s1[m] = dot_pairs(s1[m], w1, x + 2 * (M + m));
-    }
+  for (; p + 1 < pairs; p += 2, w += 128, x += 2 * height) {
+    if (W == 1 && task.step == 128) ahead.fetch<true>(2, 128);
+    else ahead.fetch<false>(task.lines, task.step);
+    add(0, x, even_sum);
+    add(64, x + height, odd_sum);
   }
-  if (p < pairs) {
-    const auto w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-    for (int m = 0; m < M; ++m) s0[m] = dot_pairs(s0[m], w0, x + 2 * m);
+  if (p < pairs) add(0, x, even_sum);
+  for (int t = 0; t < (task.stride ? W : 1); ++t) {
+    Vec even_of[M], odd_of[M];
+    for (int m = 0; m < M; ++m) even_of[m] = even_sum[m * W + t], odd_of[m] = odd_sum[m * W + t];
+    finish_rows<M>(task.a, task.row, task.tile + t, even_of, odd_of);
   }
-  finish_rows<M>(a, row, tile, s0, s1);
+}
+
+template <int M>
+void dot_rows(const DotTask& task, int64_t rows, bool wide) {
+  if constexpr (M > 1)
+    if (rows != M) return dot_rows<M - 1>(task, rows, wide);
+  if constexpr (M <= kPanel)
+    if (wide) return dot_tile<M, kTiles>(task);
+  dot_tile<M, 1>(task);
 }
 #endif
 
@@ -108,9 +142,6 @@ void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, c
     if (rows != M) return linear_rows<M - 1>(a, row, rows, tile, ahead, step);
   if (is_fp8(a.weight.format)) return fp8_rows<M>(a, row, tile);
   if (a.weight.format != Format::dense) return quant_rows_float<M>(a, row, tile);
-#if OCTAVO_BF16_DOT
-  if (a.x_bf16) return linear_tile_dot<M>(a, row, tile, ahead, step);
-#endif
   switch (a.weight.dtype) {
     case Dtype::bf16:
       return linear_tile<M, Dtype::bf16>(a, row, tile, ahead, step);
@@ -120,6 +151,45 @@ void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, c
       return linear_tile<M, Dtype::f32>(a, row, tile, ahead, step);
   }
 }
+
+#if OCTAVO_BF16_DOT
+constexpr int64_t kWaiting = 2 * kMiddling;  // rows that wait for memory whatever is computed: a tile at a time
+constexpr int64_t kDotSpanBytes = 320 << 10;
+
+// As dense_linear. Panels that are too tall for two tiles side by side go in two parts.
+void dot_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
+  const Panels panels = dense_panels(a.n);
+  const bool wide = a.n > kWaiting;
+  const int64_t pairs = (a.weight.cols + 1) / 2, tall = panels.rows(0), parts = wide ? (tall + kPanel - 1) / kPanel : 1;
+  const int64_t width = wide ? kTiles : 1, tile_bytes = static_cast<int64_t>(a.weight.tile_bytes());
+  const int64_t span = std::max<int64_t>(1, kDotSpanBytes / (4 * pairs * tall));
+  for (int64_t begin = 0; begin < panels.count; begin += span) {
+    const int64_t end = std::min(panels.count, begin + span), all = (end - begin) * parts;
+    const int64_t step = 128 * width / all;
+    for (int64_t tile = tile_begin; tile < tile_end; tile += width) {
+      const char* data = static_cast<const char*>(a.weight.data) + tile * tile_bytes;
+      const char* later = tile + width < tile_end ? data + width * tile_bytes : static_cast<const char*>(next);
+      for (int64_t i = begin * parts; i < end * parts; ++i) {
+        const int64_t panel = i / parts, height = panels.rows(panel), first = panels.first(panel);
+        const int64_t from = height * (i % parts) / parts, to = height * (i % parts + 1) / parts;
+        const Ahead ahead = all > 1 ? Ahead::far(later + width * tile_bytes * (i - begin * parts) / all)
+                                    : Ahead::near(data + kAhead, data + tile_bytes, later);
+        const DotTask task{a,
+                           data,
+                           a.x_bf16 + 2 * (first * pairs + from),
+                           first + from,
+                           height,
+                           tile,
+                           tile + 1 < tile_end ? static_cast<size_t>(tile_bytes) : 0,
+                           ahead,
+                           static_cast<int>((step + 63) / 64),
+                           step};
+        dot_rows<kMiddling>(task, to - from, wide);
+      }
+    }
+  }
+}
+#endif
 
 // Panels go in spans whose inputs stay in the second cache beside a tile, which is thus read from memory once.
 void dense_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
@@ -142,6 +212,9 @@ void dense_linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, con
 
 void linear(const LinearArgs& a, int64_t tile_begin, int64_t tile_end, const void* next) {
   if (a.x_int8.codes) quant_linear(a, tile_begin, tile_end, next);
+#if OCTAVO_BF16_DOT
+  else if (a.x_bf16 && a.weight.format == Format::dense) dot_linear(a, tile_begin, tile_end, next);
+#endif
   else dense_linear(a, tile_begin, tile_end, next);
   if (a.past_cache) end_stream();
 }
