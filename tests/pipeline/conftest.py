@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from octavo.pipeline.tokenizer import Tokenizer
 from octavo.pipeline.vocab import HuggingFaceCodec
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "parsers"))  # the examples of calls
 SHARED = (Path(__file__).parents[2] / "../shared").resolve()
 

@@ -50,6 +50,14 @@ def test_sleeping_and_waking() -> None:
         assert fake.chores == ["rest", "reset"]
 
 
+async def under_way(fake: Any, http: httpx.AsyncClient) -> asyncio.Task[httpx.Response]:
+    """A completion that the engine has begun."""
+    running = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
+    while not fake.live:
+        await asyncio.sleep(0.001)
+    return running
+
+
 def test_running_requests_finish_before_it_sleeps() -> None:
     from fake_service import FakeService
 
@@ -58,9 +66,7 @@ def test_running_requests_finish_before_it_sleeps() -> None:
 
     async def go(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
-            running = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
-            while not fake.live:
-                await asyncio.sleep(0.001)
+            running = await under_way(fake, http)
             sleeping = asyncio.create_task(http.post("/sleep"))
             while not (await http.get("/is_sleeping")).json()["is_sleeping"]:
                 pass
@@ -84,9 +90,7 @@ def test_a_pause_holds_new_requests_back(mode: str) -> None:
 
     async def go(url: str) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as http:
-            running = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x"}))
-            while not fake.live:
-                await asyncio.sleep(0.001)
+            running = await under_way(fake, http)
             pausing = asyncio.create_task(http.post("/pause", params={"mode": mode}))
             while not (await http.get("/is_paused")).json()["is_paused"]:
                 pass

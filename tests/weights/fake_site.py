@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
 
+from loopback import LoopbackServer
 
-class FakeSite:
+
+class FakeSite(LoopbackServer):
     """Serves `pages`: path -> content, or a status, or the URL that it redirects to."""
 
     def __init__(self) -> None:
@@ -19,27 +19,9 @@ class FakeSite:
         self.asked: list[tuple[str, dict[str, str]]] = []
         """(path with query, headers) of each request."""
         self.sent_bytes = 0
-        site = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         self.asked.append((request.path, dict(request.headers)))
         page = self.pages.get(unquote(urlsplit(request.path).path), 404)
         status, headers, content = 200, {}, b""
@@ -58,6 +40,8 @@ class FakeSite:
         for name, value in ({"Content-Length": str(len(content))} | headers | self.headers).items():
             request.send_header(name, value)
         request.end_headers()
+        if not body:
+            return
         try:
             request.wfile.write(content)
             self.sent_bytes += len(content)
